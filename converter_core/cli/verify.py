@@ -1,0 +1,131 @@
+"""``model-converter verify``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..sizes import format_bytes
+from .output import Json, Quiet, message, print_json, show_facts, show_remarks, show_table
+from .progress import progress
+
+if TYPE_CHECKING:
+    from ..verification_report import Verification, WeightReport
+
+WORST = 10
+
+
+def verify(
+    output: Annotated[str, typer.Argument(help="A converted folder, one of its files, or its manifest.")],
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="SOURCE", help="The checkpoint it was made of: measure the error."),
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write a page with the error of every weight.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a conversion: files against its manifest and, with --against, every weight against its source.
+
+    Exit code 1 if anything is not as it should be.
+    """
+    from ..verification import verify as check
+
+    if html is not None:
+        from ..report import plotting, write_html
+
+        plotting()  # what is not installed is told before the work, not after it
+    with progress(quiet or as_json) as show:
+        report = check(output, against, progress=show)
+    if html is not None:
+        write_html(report, html)
+        if not (quiet or as_json):
+            message(f"written: {html}")
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        _show(report)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def _show(report: Verification) -> None:
+    measured = [weight for weight in report.weights if weight.relative_error is not None]
+    if measured:
+        _show_blocks(measured)
+        _show_worst(measured)
+    structure, copied = report.structure, report.copied
+    show_facts(
+        {
+            "output": report.output,
+            "manifest": report.manifest or "none; checked by what the target expects",
+            "against": report.against,
+            "files": f"{len(structure.files)}, {structure.tensors:,} tensors, {structure.checksums:,} checksums",
+            "quantized": f"{len(report.weights):,} weights, {_formats(report.weights)}" if report.weights else "none",
+            "copied": f"{copied.count:,} tensors{', equal to their sources' if copied.compared and report.ok else ''}",
+            "size": _size(report.bytes_before, report.bytes_after),
+            "time": f"{report.seconds:.1f} s",
+            "result": "ok" if report.ok else f"{len(report.problems)} problems",
+        }
+    )
+    show_remarks(report.notes, ())
+    for problem in report.problems:
+        message(f"error: {problem}")
+
+
+def _show_blocks(weights: Sequence[WeightReport]) -> None:
+    blocks: dict[str, list[WeightReport]] = {}
+    for weight in weights:
+        blocks.setdefault(weight.block, []).append(weight)
+    rows = [
+        (
+            block or "-",
+            len(group),
+            _formats(group),
+            f"{_together(group):.5f}",
+            _db(min(weight.sqnr_db for weight in group if weight.sqnr_db is not None)),
+        )
+        for block, group in sorted(blocks.items(), key=lambda item: (len(item[0]), item[0]))
+    ]
+    show_table("Blocks", ("block", "weights", "format", "relative error", "lowest SQNR"), rows, numbers=2)
+
+
+def _show_worst(weights: Sequence[WeightReport]) -> None:
+    worst = sorted(weights, key=lambda weight: -(weight.relative_error or 0))[:WORST]
+    rows = [
+        (
+            weight.name,
+            weight.format,
+            f"{weight.relative_error:.5f}",
+            "" if weight.limit is None else f"{weight.limit:.5f}",
+            _db(weight.sqnr_db),
+            "" if weight.cosine is None else f"{weight.cosine:.6f}",
+            f"{weight.worst.error:.3g} at {list(weight.worst.position)}" if weight.worst else "",
+        )
+        for weight in worst
+    ]
+    columns = ("weight", "format", "relative error", "limit", "SQNR", "cosine", "worst element")
+    show_table(f"The worst {len(rows)}", columns, rows, numbers=5)
+
+
+def _together(weights: Sequence[WeightReport]) -> float:
+    """Root mean square of the relative errors."""
+    return math.sqrt(sum((weight.relative_error or 0.0) ** 2 for weight in weights) / len(weights))
+
+
+def _formats(weights: Sequence[WeightReport]) -> str:
+    return ", ".join(sorted({weight.format for weight in weights}))
+
+
+def _db(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} dB" if math.isfinite(value) else "exact"
+
+
+def _size(before: int | None, after: int) -> str:
+    return (
+        format_bytes(after) if not before else f"{format_bytes(before)} -> {format_bytes(after)} ({after / before:.3f})"
+    )

@@ -1,0 +1,39 @@
+"""What happens to a weight that is not quantized: it is copied, or cast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from .interfaces import Quantizer
+from .specs import FLOATING
+from .tensors import torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .specs import Parts
+
+_CAST = frozenset(torch_dtype(name) for name in FLOATING)
+
+
+@dataclass(frozen=True)
+class Keep(Quantizer):
+    """The quantizer behind ``method: none``, so that the engine knows one path only.
+
+    dtype: header dtype that floating tensors are cast to, round to nearest even; None: as they are.
+    """
+
+    name: ClassVar[str] = "none"
+    row_tile: ClassVar[int | None] = 1
+
+    dtype: str | None = None
+
+    def quantize(self, weight: Tensor, /) -> Parts:
+        cast = self.dtype is not None and weight.dtype in _CAST
+        return {"weight": weight.to(torch_dtype(self.dtype)) if cast and self.dtype else weight}
+
+    def dequantize(self, parts: Parts, /) -> Tensor:
+        return parts["weight"].to(torch.float32)

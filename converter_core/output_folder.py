@@ -1,0 +1,116 @@
+"""What stands in an output folder already, whose it is, and whether a plan may write there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import journal
+from .fingerprint import Fingerprint
+from .manifest import manifest_name, manifests_in
+
+
+@dataclass(frozen=True)
+class Survey:
+    """done: a finished output with the same fingerprint. replaces: files that give way when this plan is published.
+
+    staged: bytes that an interrupted run of this plan has reserved already. resumes: that run's journal fits.
+    """
+
+    done: bool = False
+    resumes: bool = False
+    staged: int = 0
+    replaces: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+def staging_folder(output: Path, name: str) -> Path:
+    return output / f".{name}.partial"
+
+
+def check_apart(output: Path, source: Path, files: Iterable[Path]) -> list[str]:
+    """The output must be neither the source nor inside it nor around it."""
+    out, root = output.resolve(), source.resolve()
+    if out == root:
+        return [f"{output}: output and source are the same folder; choose another output.path"]
+    if root.is_dir() and out.is_relative_to(root):
+        return [f"{output}: lies inside the source folder {source}; choose another output.path"]
+    if root.is_relative_to(out) or any(file.resolve().is_relative_to(out) for file in files):
+        return [f"{output}: the source {source} lies inside it; choose another output.path"]
+    return []
+
+
+def survey(output: Path, name: str, planned: Iterable[str], print_: Fingerprint, overwrite: bool) -> Survey:
+    """planned: every file that would be published, the manifest included."""
+    own = manifest_name(name)
+    if output.exists() and not output.is_dir():
+        return Survey(problems=(f"{output}: is a file; output.path must be a folder",))
+    if not output.is_dir():
+        return Survey()
+    manifests = manifests_in(output)
+    staging = staging_folder(output, name)
+    begun = journal.read(staging)
+    fingerprint = print_.value
+    resumes = begun is not None and begun.fingerprint == fingerprint
+    if own in manifests and manifests[own].get("fingerprint") == fingerprint and not staging.exists():
+        missing = [file for file in manifests[own]["files"] if not (output / file).is_file()]
+        if not missing:
+            return Survey(done=True)
+
+    owner = {file: manifest for manifest, content in manifests.items() for file in (*content["files"], manifest)}
+    publishing = dict.fromkeys(begun.publishes if begun else (), own)
+    met: set[str] = set()
+    problems = []
+    owned = []
+    for file in sorted(set(planned)):
+        if not os.path.lexists(output / file) or (file in publishing and resumes):
+            continue
+        if file in publishing or file in owner:
+            met.add(owner.get(file, own))
+            owned.append(file)
+        else:
+            problems.append(
+                f"{output / file}: stands there and no manifest lists it; move it away or choose another output"
+            )
+    if owned and not overwrite and not (resumes and set(owned) <= set(begun.replaces if begun else ())):
+        some = ", ".join(owned[:3]) + (f" and {len(owned) - 3} more" if len(owned) > 3 else "")
+        problems.append(
+            f"{output}: {some} would be replaced, of the conversion in "
+            f"{', '.join(sorted(met))}; set output.overwrite: true to replace "
+            "that whole conversion, or choose another output.path or output.name"
+        )
+    gone = {file for manifest in met if manifest in manifests for file in (*manifests[manifest]["files"], manifest)}
+    gone |= set(begun.replaces if begun else ()) | set(publishing)
+    others = sorted(set(manifests) - met - {own})
+    warnings = []
+    strays = sorted(path.name for path in output.glob("*.safetensors") if path.name not in gone | set(publishing))
+    if others or strays:
+        warnings.append(
+            f"{output} also holds {', '.join((others or strays)[:3])}: a runtime that is given the folder may load "
+            "every weight file in it, so give it the file, or use a folder for each conversion"
+        )
+    return Survey(
+        resumes=resumes,
+        staged=_allocated(staging) if resumes else 0,
+        replaces=tuple(sorted(gone)),
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+        changed=tuple(begun.differences(print_)) if begun and not resumes else (),
+    )
+
+
+def free_disk(output: Path) -> int:
+    """Bytes free for us where the output will be."""
+    folder = output.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _allocated(staging: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in staging.rglob("*") if path.is_file())

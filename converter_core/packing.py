@@ -1,0 +1,55 @@
+"""From weights to files: which file each goes to, and what the headers and the index say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+from .errors import PluginError
+from .fingerprint import listing_hash
+from .interfaces import Container, LayoutWriter
+from .recipe import QuantizationSection, Rule
+from .selection import DEFAULT_MATCH
+from .specs import PlannedWeight, TensorSpec
+
+DISTRIBUTION = "model-converter"
+
+
+def spread(
+    layout: LayoutWriter, container: Container, name: str, weights: Sequence[PlannedWeight]
+) -> dict[str, Sequence[PlannedWeight]]:
+    """File -> its weights; PluginError for a layout that loses or doubles one, or that makes up a path."""
+    files = layout.files(name, weights)
+    found = sorted(weight.name for group in files.values() for weight in group)
+    if found != sorted(weight.name for weight in weights):
+        raise PluginError(f"layout {layout.name}: does not put every weight into exactly one file")
+    for stem in files:
+        if not stem or "/" in stem or "\0" in stem or stem.startswith("."):
+            raise PluginError(f"layout {layout.name}: {stem!r} is no file name")
+    return {stem + container.suffix: group for stem, group in files.items()}
+
+
+def header_metadata(section: QuantizationSection, tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
+    """A function of the source's tensors and of what shapes the output: no path, time, device or worker count."""
+    schemes = [
+        {"match": rule.match, "method": rule.method, "options": dict(rule.options)}
+        for rule in (*section.rules, Rule(DEFAULT_MATCH, section.method, section.options))
+    ]
+    return {
+        "format": "pt",
+        DISTRIBUTION: version(DISTRIBUTION),
+        "quantization_rules": json.dumps(schemes, sort_keys=True),
+        "source_sha256": listing_hash(tensors),
+    }
+
+
+def index_name(container: Container) -> str:
+    return f"diffusion_pytorch_model{container.suffix}.index.json"
+
+
+def index(weights: Sequence[PlannedWeight], home: Mapping[str, str]) -> bytes:
+    """In the Hugging Face form; ``total_size`` counts tensor bytes."""
+    total = sum(weight.nbytes for weight in weights)
+    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(home.items()))}
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,313 @@
+"""From a recipe and headers to a plan: everything that can be refused is refused here, in one message.
+
+A plan needs no tensor data and no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from . import devices, fingerprint, output_folder, packing, relayout, side_files
+from .checkpoint import Checkpoint, open_checkpoint
+from .devices import Means
+from .errors import CheckpointError, PlanError
+from .interfaces import LayoutWriter, ModelAdapter, Quantizer
+from .keep import Keep
+from .manifest import manifest_name
+from .output_folder import Survey
+from .packing import DISTRIBUTION
+from .plan import Job, Plan
+from .recipe import Recipe, load_recipe, make_quantizer
+from .registry import Registry, load_plugins, options_of
+from .selection import Choice, select
+from .sizes import format_bytes
+from .slabs import cut
+from .specs import FLOATING, Extras, OutputTensor, PlannedWeight, Source, Stored, TensorSpec, WeightInfo
+from .tensors import spec_of
+from .weighing import Weigher, groups
+
+_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "keep": None}
+
+
+def make_plan(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    registry: Registry | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    require_device: bool = False,
+) -> Plan:
+    """What a recipe would do. Raises a ConverterError with all that speaks against it.
+
+    require_device: an absent device is an error, not a warning.
+    """
+    registry = registry or load_plugins()
+    asked = load_recipe(recipe, overrides or {}, registry)
+    means = devices.choose(asked, registry)
+    if require_device and means.absence:
+        raise PlanError(f"{asked.where('performance.device')}: {means.absence}")
+    path = Path(asked.source.path)
+    adapters = _adapters(asked, registry)
+    checkpoint = open_checkpoint(
+        path, format=asked.source.format, knows=lambda key: any(adapter.knows(key) for adapter in adapters)
+    )
+    try:
+        return _Planner(asked, registry, means, checkpoint, adapters).plan()
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def _adapters(recipe: Recipe, registry: Registry) -> list[ModelAdapter]:
+    names = [recipe.source.type] if recipe.source.type else list(registry.models)
+    return [registry.models[name]() for name in names]
+
+
+class _Planner:
+    def __init__(
+        self,
+        recipe: Recipe,
+        registry: Registry,
+        means: Means,
+        checkpoint: Checkpoint,
+        adapters: Sequence[ModelAdapter],
+    ) -> None:
+        self.recipe = recipe
+        self.registry = registry
+        self.means = means
+        self.checkpoint = checkpoint
+        self.tensors = checkpoint.tensors
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.adapter, self.variant = self._recognise(adapters)
+        self.target = registry.targets[recipe.target.format or registry.targets.default()]()
+        self.layout = self._layout()
+        self.name = recipe.output.name or f"{self.adapter.name}_{recipe.quantization.method}"
+
+    def plan(self) -> Plan:
+        recipe, output = self.recipe, Path(self.recipe.output.path)
+        self.problems += output_folder.check_apart(
+            output, self.checkpoint.path, (Path(file.path) for file in self.checkpoint.files)
+        )
+        self.problems += self.adapter.problems(self.tensors)
+        quantized = relayout.recognise(self.tensors, self.checkpoint.metadata, self.registry, self.target)
+        dtype = self._dtype()
+        stored = self._relaid(quantized) if quantized else {}
+        infos = self._infos(stored)
+        names = {self.adapter.rename(info.name, self.target.dialect): info for info in infos}
+        selection = select(recipe, self.registry, self.adapter, names, dtype) if not quantized else None
+        if selection is not None:
+            self.problems += selection.problems
+            choices: Sequence[Choice] = selection.choices
+        else:
+            choices = [Choice(info, Keep(dtype), "none") for info in infos]
+        self._check_names(choices)
+        self.problems += self._quantized_without_scales(choices)
+        weigher = Weigher(self.adapter, self.target, self.tensors)
+        weights, jobs = weigher.weigh(choices, stored)
+        self.problems += weigher.problems
+        if self.problems:
+            raise PlanError(*self.problems)
+        self.problems += self.target.refuse(weights)
+        if self.problems:
+            raise PlanError(*self.problems)
+
+        extras = self.target.extras(weights)
+        everything = (*weights, *(_marker(key, spec_of(tensor)) for key, tensor in extras.tensors.items()))
+        container = self.target.container
+        files = packing.spread(self.layout, container, self.name, everything)
+        metadata = {**packing.header_metadata(recipe.quantization, self.tensors), **extras.metadata}
+        placed = {file: container.place(group, metadata) for file, group in files.items()}
+        home = {output.key: file for file, group in files.items() for weight in group for output in weight.outputs}
+        side, copies = self._side(extras, everything, home)
+
+        used = {choice.quantizer for choice in choices}
+        distributions = self._distributions(used)
+        sources = [(file.name, file.size, file.mtime_ns, file.header_hash) for file in self.checkpoint.files]
+        for name, path in copies.items():
+            stat = path.stat()
+            sources.append((name, stat.st_size, stat.st_mtime_ns, ""))
+        inputs = sorted({path for quantizer in used for path in quantizer.input_files()})
+        mark = fingerprint.fingerprint(recipe.as_dict(), sources, inputs, distributions)
+        planned = (*placed, *side, *copies, manifest_name(self.name))
+        survey = output_folder.survey(output, self.name, planned, mark, recipe.output.overwrite)
+        self.problems += survey.problems
+        plan = Plan(
+            recipe=recipe,
+            name=self.name,
+            adapter=self.adapter,
+            variant=self.variant,
+            facts=self.adapter.describe(self.tensors),
+            target=self.target,
+            layout=self.layout,
+            checkpoint=self.checkpoint,
+            weights=everything,
+            jobs=jobs,
+            extras=extras,
+            placed=placed,
+            home=home,
+            side=side,
+            copies=copies,
+            groups=groups(jobs),
+            rules=selection.rules if selection else (),
+            means=self.means,
+            fingerprint=mark,
+            distributions=distributions,
+            survey=survey,
+            notes=(*self.notes, *self._large(jobs), *self._target_notes(weights)),
+            warnings=(*self._anew(survey), *survey.warnings, *([self.means.absence] if self.means.absence else [])),
+        )
+        free = output_folder.free_disk(output)
+        if plan.needed_disk > free:
+            missing = plan.needed_disk - free
+            self.problems.append(
+                f"{output}: needs {plan.needed_disk} bytes of disk and {free} are free; make room for {missing} more"
+            )
+        if self.problems:
+            raise PlanError(*self.problems)
+        return plan
+
+    def _recognise(self, adapters: Sequence[ModelAdapter]) -> tuple[ModelAdapter, str]:
+        for adapter in adapters:
+            variant = adapter.recognise(self.tensors)
+            if variant is not None:
+                return adapter, variant
+        known = ", ".join(adapter.name for adapter in adapters)
+        some = ", ".join(repr(key) for key in list(self.tensors)[:3])
+        raise PlanError(
+            f"{self.checkpoint.path}: no model adapter recognises it (tried {known}); its tensors: {some} ..."
+        )
+
+    def _layout(self) -> LayoutWriter:
+        section = self.recipe.target
+        cls = self.registry.layouts[section.layout or self.registry.layouts.default()]
+        if section.chunk_size is None:
+            return cls()
+        if "chunk_size" not in {option.name for option in options_of(cls)}:
+            raise PlanError(f"{self.recipe.where('target.chunk_size')}: layout {cls.name} has no chunk size")
+        return cls(chunk_size=section.chunk_size)  # type: ignore[call-arg]
+
+    def _dtype(self) -> str | None:
+        asked: str | None = self.recipe.target.dtype
+        section = self.recipe.quantization
+        if asked is None and section.method != Keep.name:
+            own = {key: value for key, value in section.options.items() if key != "target_modules"}
+            asked = make_quantizer(self.registry.quantizers[section.method], own).passthrough_dtype
+        return _DTYPES[asked] if asked else None
+
+    def _relaid(self, quantized: relayout.Quantized) -> Mapping[str, Stored]:
+        section = self.recipe.quantization
+        if section.method == Keep.name and not section.rules and quantized.target == self.target.name:
+            self.notes.append(f"the source is quantized already ({quantized}); only the layout changes")
+            return quantized.weights
+        self.problems.append(
+            f"{self.checkpoint.path}: is quantized already ({quantized}); give the original checkpoint, or use "
+            f"method: none and target.format: {quantized.target} to change the layout only"
+        )
+        return {}
+
+    def _infos(self, stored: Mapping[str, Stored]) -> list[WeightInfo]:
+        """Every weight of the model, and what no weight claims as extra; parts of stored weights are not extra."""
+        parts = {key for weight in stored.values() for role, key in weight.keys.items() if role != "weight"}
+        infos = [
+            info
+            for info in self.adapter.weights(self.tensors)
+            if not parts & {source.key for source in info.sources.values()}
+        ]
+        claimed = {source.key for info in infos for source in info.sources.values()} | parts
+        infos += [WeightInfo(key, {"weight": Source(key)}, "extra") for key in self.tensors if key not in claimed]
+        return infos
+
+    def _quantized_without_scales(self, choices: Iterable[Choice]) -> Iterable[str]:
+        """Linear weights in a dtype that only makes sense with scales that no target finds here."""
+        found = [
+            source.key
+            for choice in choices
+            if choice.quantizer.name != Keep.name
+            for source in choice.info.sources.values()
+            if self.tensors[source.key].dtype not in FLOATING
+        ]
+        if found:
+            dtype = self.tensors[found[0]].dtype
+            yield (
+                f"{self.checkpoint.path}: {len(found)} weights are {dtype} already, e.g. {found[0]}, in no format that "
+                "is known here; give the original checkpoint"
+            )
+
+    def _check_names(self, choices: Iterable[Choice]) -> None:
+        chosen: dict[Quantizer, list[str]] = {}
+        for choice in choices:
+            if choice.quantizer.name != Keep.name:
+                chosen.setdefault(choice.quantizer, []).append(choice.info.name)
+        for quantizer, names in chosen.items():
+            self.notes += quantizer.check_names(names)
+
+    def _side(
+        self, extras: Extras, weights: Sequence[PlannedWeight], home: Mapping[str, str]
+    ) -> tuple[dict[str, bytes], dict[str, Path]]:
+        side: dict[str, bytes] = {}
+        copies: dict[str, Path] = {}
+        if self.recipe.output.copy_metadata:
+            if self.checkpoint.path.is_dir():
+                try:
+                    found = side_files.side_files(self.checkpoint.root, self.adapter, self.target.dialect)
+                except CheckpointError as error:
+                    self.problems += error.problems
+                else:
+                    side, copies = found.written, found.copies
+            else:
+                self.notes.append(
+                    "copy_metadata copies from a source folder; the source is a single file, so nothing is"
+                )
+        if self.layout.indexed:
+            side[packing.index_name(self.target.container)] = packing.index(weights, home)
+        side.update(extras.side_files)
+        return side, {name: path for name, path in copies.items() if name not in side}
+
+    def _distributions(self, quantizers: Iterable[Quantizer]) -> dict[str, str]:
+        """Of the plugins this plan uses, and of the core: a new version may write other bytes."""
+        origins = [
+            self.registry.models.origins[self.adapter.name],
+            self.registry.targets.origins[self.target.name],
+            self.registry.layouts.origins[self.layout.name],
+            *(
+                self.registry.quantizers.origins[q.name]
+                for q in quantizers
+                if q.name in self.registry.quantizers.origins
+            ),
+        ]
+        found = {origin.distribution: origin.version for origin in origins if origin.distribution}
+        return dict(sorted({**found, DISTRIBUTION: version(DISTRIBUTION)}.items()))
+
+    def _anew(self, survey: Survey) -> Iterable[str]:
+        if survey.changed:
+            some = ", ".join(survey.changed[:3]) + (" ..." if len(survey.changed) > 3 else "")
+            yield f"{self.recipe.output.path}: the interrupted run there starts anew, for these changed: {some}"
+
+    def _large(self, jobs: Iterable[Job]) -> Iterable[str]:
+        """Weights that no cutting brings under the memory budget."""
+        memory = self.means.max_memory
+        slab_bytes = self.means.backend.slab_bytes(self.means.devices[0]) if self.means.devices else 0
+        sizes = {job.info.name: cut(job, slab_bytes, memory // self.means.workers).nbytes for job in jobs}
+        large = [name for name, nbytes in sizes.items() if nbytes > memory]
+        if large:
+            most = max(sizes[name] for name in large)
+            yield (
+                f"{len(large)} weights take more than max_memory ({format_bytes(memory)}) at a time and run alone, up "
+                f"to {format_bytes(most)}, e.g. {large[0]}"
+            )
+
+    def _target_notes(self, weights: Iterable[PlannedWeight]) -> Iterable[str]:
+        stored = {
+            weight.name: Stored(weight.format, {output.role: output.key for output in weight.outputs})
+            for weight in weights
+            if weight.format != Keep.name
+        }
+        return self.target.notes(stored) if stored else ()
+
+
+def _marker(key: str, spec: TensorSpec) -> PlannedWeight:
+    """A tensor that the target adds of its own."""
+    return PlannedWeight(WeightInfo(key, {}, "extra"), key, spec, Keep.name, (OutputTensor(key, "weight", spec),))

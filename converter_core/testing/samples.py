@@ -1,0 +1,131 @@
+"""What the kits try plugins on: weights with what is rare in them, the plainest neighbours, comparison by bytes."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..interfaces import ModelAdapter, Quantizer, Target
+from ..specs import Source, TensorSpec, WeightInfo
+from ..tensors import raw, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..specs import Parts
+
+CASES = ("ordinary", "one outlier", "zero rows", "one sign", "zeros")
+"""What weights are made for tests: gaussian rows of different scale, and that with something rare in it."""
+
+DTYPES = ("BF16", "F16", "F32")
+
+
+def sample_weight(shape: Sequence[int], dtype: str = "BF16", case: str = "ordinary") -> Tensor:
+    """The same values in every run. Beside ``CASES`` there is ``mixed``: an outlier, and every fourth row zero."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{tuple(shape)}".encode()))
+    weight = torch.randn(tuple(shape), generator=generator)
+    if len(shape) > 1:
+        weight *= torch.rand(shape[0], *(1 for _ in shape[1:]), generator=generator) + 0.5
+    if case in ("one outlier", "mixed") and weight.numel():
+        weight.view(-1)[weight.numel() // 2] = 1000.0
+    if case in ("zero rows", "mixed") and weight.dim():
+        weight[:: 2 if case == "zero rows" else 4] = 0
+    elif case == "one sign":
+        weight.abs_()
+    elif case == "zeros":
+        weight.zero_()
+    return weight.to(torch_dtype(dtype))
+
+
+def slabs(weight: Tensor, height: int) -> list[Tensor]:
+    return [weight[at : at + height] for at in range(0, weight.shape[0], height)]
+
+
+def given(quantizer: Quantizer, weight: Tensor, info: WeightInfo) -> dict[str, Tensor]:
+    """What arrives at ``quantize`` beside the weight."""
+    inputs = {name: tensor.to(weight.device) for name, tensor in quantizer.inputs(info).items()}
+    return {**inputs, **quantizer.statistic(weight)}
+
+
+def copies(parts: Parts) -> dict[str, Tensor]:
+    return {role: part.detach().clone() for role, part in parts.items()}
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Same dtype, shape and bytes: the sign of a zero and the bits of a NaN count too."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    one, other = one.detach().cpu().contiguous(), other.detach().cpu().contiguous()
+    return raw(one) == raw(other)
+
+
+def difference(one: Parts, other: Parts) -> str:
+    """The first role in which two results differ, in words; empty if there is none."""
+    if set(one) != set(other):
+        return f"roles {sorted(one)} against {sorted(other)}"
+    for role in one:
+        if not same(one[role], other[role]):
+            if one[role].shape != other[role].shape or one[role].dtype != other[role].dtype:
+                return f"{role}: {_spec(one[role])} against {_spec(other[role])}"
+            return f"{role}: same dtype and shape, other bytes"
+    return ""
+
+
+def _spec(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
+
+
+def norm(tensor: Tensor) -> float:
+    return math.sqrt(float(tensor.double().square().sum()))
+
+
+class OneThread:
+    """What every kit derives from: torch computes in one thread, as it does in the engine's workers."""
+
+    _before = 1
+
+    def setup_method(self) -> None:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def teardown_method(self) -> None:
+        torch.set_num_threads(self._before)
+
+
+class BareModel(ModelAdapter):
+    """A model of one linear weight, so that quantizers and targets can be tried without any."""
+
+    name = "bare"
+
+    def knows(self, key: str) -> bool:
+        return key.endswith("weight")
+
+    def recognise(self, tensors: Mapping[str, TensorSpec]) -> str | None:
+        return "bare"
+
+    def weights(self, tensors: Mapping[str, TensorSpec]) -> Iterable[WeightInfo]:
+        return [WeightInfo(key, {"weight": Source(key)}, "linear", "", "0") for key in tensors]
+
+
+class BareTarget(Target):
+    """Stores everything as it is."""
+
+    name = "bare"
+    row_tile = 1
+
+    def key(self, name: str, role: str) -> str:
+        return f"{name}/{role}"
+
+    def encode(self, format: str, parts: Parts, /) -> Parts:
+        return parts
+
+    def decode(self, format: str, stored: Parts, /) -> Parts:
+        return stored

@@ -1,0 +1,260 @@
+"""The kit for targets."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+import torch
+
+from ..errors import Refused
+from ..interfaces import Quantizer, Target
+from ..keep import Keep
+from ..registry import load_plugins
+from ..specs import ITEMSIZE, OutputTensor, PlannedWeight, Source, TensorSpec, WeightInfo
+from ..tensors import spec_of
+from ..trial import Outcome, Piece, Trials, common_tile
+from .options import check_class
+from .samples import BareModel, OneThread, copies, difference, finite, given, same, sample_weight, slabs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..specs import Parts
+
+INFO = WeightInfo("blocks.0.ffn.0.weight", {"weight": Source("w")}, "linear", "ffn", "0")
+
+
+class TargetConformance(OneThread):
+    """Subclass it with ``target = MyRuntime()`` and ``quantizers = (Int8(), ...)``, some of each format it stores.
+
+    refused: quantizers whose parts it refuses. shapes: of the weights that are tried.
+    """
+
+    target: Target
+    quantizers: ClassVar[Sequence[Quantizer]] = ()
+    refused: ClassVar[Sequence[Quantizer]] = ()
+    shapes: ClassVar[Sequence[tuple[int, int]]] = ((7, 128), (1, 128), (130, 192))
+
+    def test_it_is_a_plugin(self) -> None:
+        check_class(self.target, Target)
+
+    def test_the_trial_run_is_the_result(self) -> None:
+        for at, quantizer, parts, shape in self._samples():
+            format, made = quantizer.format, {}
+            for role, part in self.target.encode(format, parts).items():
+                spec = spec_of(part)
+                dtype = self.target.stored_dtype(format, role, spec.dtype)
+                fits = ITEMSIZE.get(dtype) == ITEMSIZE[spec.dtype]
+                assert fits, f"{at}: stored_dtype calls the {spec.dtype} of {role} {dtype}, which is of another size"
+                made[role] = TensorSpec(dtype, spec.shape)
+            planned = {role: spec for role, (spec, _) in self._trial(quantizer, shape).outputs.items()}
+            assert made == planned, f"{at}: stored is {made}, planned from zeros was {planned}"
+
+    def test_decode_undoes_encode(self) -> None:
+        for at, quantizer, parts, _ in self._samples():
+            back = self.target.decode(quantizer.format, self.target.encode(quantizer.format, parts))
+            assert not difference(parts, back), f"{at}: {difference(parts, back)}"
+
+    def test_the_input_is_not_modified(self) -> None:
+        for at, quantizer, parts, _ in self._samples():
+            before = copies(parts)
+            stored = self.target.encode(quantizer.format, parts)
+            assert not difference(before, parts), f"{at}: encode changes its input"
+            kept = copies(stored)
+            self.target.decode(quantizer.format, stored)
+            self.target.as_loaded(stored)
+            assert not difference(kept, stored), f"{at}: decode or as_loaded changes its input"
+
+    def test_it_is_deterministic(self) -> None:
+        for at, quantizer, parts, _ in self._samples():
+            first = copies(self.target.encode(quantizer.format, parts))
+            again = type(self.target)().encode(quantizer.format, copies(parts))
+            assert not difference(first, again), f"{at}: {difference(first, again)}"
+
+    def test_every_device_gives_the_same_bytes(self) -> None:
+        devices = [device for backend in load_plugins().devices.values() for device in backend().devices()]
+        for at, quantizer, parts, _ in self._samples():
+            expected = self.target.encode(quantizer.format, parts)
+            for device in devices:
+                moved = {role: part.to(device) for role, part in parts.items()}
+                made = self.target.encode(quantizer.format, moved)
+                assert not difference(expected, made), f"{at} on {device}: {difference(expected, made)}"
+
+    def test_non_contiguous_input(self) -> None:
+        for at, quantizer, parts, _ in self._samples():
+            views = {
+                role: part.t().contiguous().t() if part.dim() == 2 and part.element_size() > 0 else part
+                for role, part in parts.items()
+            }
+            expected, made = (self.target.encode(quantizer.format, given) for given in (parts, views))
+            assert not difference(expected, made), f"{at}: {difference(expected, made)}"
+
+    def test_stand_ins(self) -> None:
+        for at, quantizer, parts, _ in self._samples():
+            expected = {role: spec_of(part) for role, part in self.target.encode(quantizer.format, parts).items()}
+            meta = {role: part.to("meta") for role, part in parts.items()}
+            made = {role: spec_of(part) for role, part in self.target.encode(quantizer.format, meta).items()}
+            assert made == expected, f"{at}: {made} on meta, {expected} of data"
+
+    def test_row_tile_is_true_for_every_slab_height(self) -> None:
+        for quantizer in self._all():
+            tile = common_tile(quantizer.row_tile, self.target.row_tile)
+            if not tile:
+                continue
+            rows = 18 if tile < 8 else 3 * tile + tile // 2 + 1
+            weight = sample_weight((rows, self.shapes[0][1]))
+            around = given(quantizer, weight, INFO)
+            whole = self.target.encode(quantizer.format, quantizer.quantize(weight, **around))
+            outcome = self._trial(quantizer, (rows, weight.shape[1]))
+            for height in range(tile, rows, tile):
+                made = [
+                    self.target.encode(quantizer.format, quantizer.quantize(part, **around))
+                    for part in slabs(weight, height)
+                ]
+                for role, expected in whole.items():
+                    pieces = [stored[role] for stored in made]
+                    grows = outcome.outputs[role][1]
+                    true = same(expected, torch.cat(pieces)) if grows else all(same(expected, one) for one in pieces)
+                    assert true, f"{quantizer.format} {role} is another in slabs of {height} rows; row_tile is not true"
+
+    def test_keys_are_unique(self) -> None:
+        for quantizer in self._all():
+            seen: dict[str, str] = {}
+            for weight in self._planned(quantizer):
+                for output in weight.outputs:
+                    what = f"{output.role} of {weight.name}"
+                    assert output.key, f"{what}: has an empty key"
+                    assert output.key not in seen, f"{output.key!r} is {seen.get(output.key)} and {what}"
+                    seen[output.key] = what
+
+    def test_what_encode_refuses_the_plan_refuses(self) -> None:
+        for quantizer in self.refused:
+            weight = sample_weight(self.shapes[0])
+            with pytest.raises(Refused):
+                self._trial(quantizer, self.shapes[0])
+            with pytest.raises(Refused):
+                self.target.encode(quantizer.format, quantizer.quantize(weight, **given(quantizer, weight, INFO)))
+
+    def test_a_format_it_has_never_heard_of(self) -> None:
+        """Taken as it is, or ``Refused`` in words."""
+        parts = {"weight": torch.ones(4, 4, dtype=torch.int8), "spice": torch.ones(4)}
+        try:
+            stored = self.target.encode("never_heard_of", parts)
+        except Refused:
+            return
+        assert not difference(parts, self.target.decode("never_heard_of", stored)), "taken, but not given back"
+
+    def test_what_is_loaded_can_be_used(self) -> None:
+        for at, quantizer, parts, shape in self._samples():
+            loaded = self.target.as_loaded(self.target.encode(quantizer.format, parts))
+            restored = quantizer.dequantize(self.target.decode(quantizer.format, loaded))
+            assert tuple(restored.shape) == shape, f"{at}: comes back as {list(restored.shape)}"
+            assert finite(restored), f"{at}: comes back with NaN or infinity"
+
+    def test_what_it_adds_is_sound(self) -> None:
+        for quantizer in self._all():
+            weights = self._planned(quantizer)
+            reasons = list(self.target.refuse(weights))
+            assert not reasons, f"all {quantizer.format}: refused: {reasons}"
+            extras = self.target.extras(weights)
+            for key, value in extras.metadata.items():
+                assert {type(key), type(value)} == {str}, f"metadata {key!r} must be text: {value!r}"
+            for name, content in extras.side_files.items():
+                plain = Path(name).name == name and not name.startswith(".")
+                assert plain, f"{name!r} is no name of a side file"
+                assert isinstance(content, bytes), f"side file {name} must be bytes, not {type(content).__name__}"
+            taken = {output.key for weight in weights for output in weight.outputs}
+            assert not taken & set(extras.tensors), (
+                f"extra tensors under keys of weights: {taken & set(extras.tensors)}"
+            )
+            again = self.target.extras(weights)
+            same_again = (extras.metadata, extras.side_files) == (again.metadata, again.side_files)
+            assert same_again, "extras are others when asked for again"
+            assert not difference(extras.tensors, again.tensors), "extra tensors are others when asked for again"
+
+    def test_it_finds_its_own(self) -> None:
+        if type(self.target).scan is Target.scan:
+            return
+        for quantizer in self._all():
+            weights = self._planned(quantizer)
+            tensors = {output.key: output.spec for weight in weights for output in weight.outputs}
+            extras = self.target.extras(weights)
+            found = self.target.scan(tensors, extras.metadata)
+            taken = {key: stored for stored in found.values() for key in stored.keys.values()}
+            for weight in weights:
+                expected = {output.role: output.key for output in weight.outputs}
+                stored = next((taken[key] for key in expected.values() if key in taken), None)
+                if weight.format == Keep.name:
+                    assert stored is None, f"{weight.name} is not quantized, but scan says {stored}"
+                    continue
+                assert stored is not None, f"scan does not find {weight.name} ({weight.format})"
+                right = (stored.format, dict(stored.keys)) == (weight.format, expected)
+                assert right, f"scan finds {weight.name} ({weight.format}) as {stored}"
+
+    def test_its_files_can_be_read(self) -> None:
+        for quantizer in self._all():
+            weights = self._planned(quantizer)
+            metadata = dict(self.target.extras(weights).metadata)
+            placed = self.target.container.place(weights, metadata)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / f"file{self.target.container.suffix}"
+                with open(path, "wb") as file:
+                    file.write(placed.header)
+                    file.truncate(placed.size)
+                tensors, read = self.target.container.read(str(path))
+            expected = {out.key: (out.spec, placed.offsets[out.key]) for weight in weights for out in weight.outputs}
+            assert dict(tensors) == expected, f"{quantizer.format}: the container reads other tensors than it placed"
+            assert metadata.items() <= read.items(), f"{quantizer.format}: metadata does not come back"
+
+    def test_threads_do_not_meet(self) -> None:
+        samples = list(self._samples())
+
+        def encode(number: int) -> Parts:
+            return copies(self.target.encode(samples[number][1].format, samples[number][2]))
+
+        expected = [encode(number) for number in range(len(samples))]
+        with ThreadPoolExecutor(4) as pool:
+            for number, made in enumerate(pool.map(encode, range(len(samples)))):
+                found = difference(expected[number], made)
+                assert not found, f"{samples[number][0]} in four threads at once: {found}; keep nothing between calls"
+
+    def _all(self) -> tuple[Quantizer, ...]:
+        return (*self.quantizers, Keep())
+
+    def _samples(self) -> Iterator[tuple[str, Quantizer, Mapping[str, Tensor], tuple[int, int]]]:
+        for quantizer in self._all():
+            for shape in self.shapes:
+                weight = sample_weight(shape)
+                parts = quantizer.quantize(weight, **given(quantizer, weight, INFO))
+                yield f"{quantizer.format} {list(shape)}", quantizer, parts, shape
+
+    def _trial(self, quantizer: Quantizer, shape: tuple[int, ...]) -> Outcome:
+        inputs = {name: spec_of(tensor) for name, tensor in quantizer.inputs(INFO).items()}
+        piece = Piece(TensorSpec("BF16", shape), True)
+        return Trials(BareModel(), self.target).run(quantizer, {"weight": piece}, inputs)
+
+    def _planned(self, quantizer: Quantizer) -> list[PlannedWeight]:
+        """Two blocks whose linear weights are quantized, their biases, and a norm."""
+        infos = [
+            WeightInfo(f"blocks.{block}.{module}.{leaf}", {}, kind, module.split(".")[0], f"{block}")
+            for block in range(2)
+            for module in ("ffn.0", "self_attn.q")
+            for leaf, kind in (("weight", "linear"), ("bias", "bias"))
+        ]
+        infos.append(WeightInfo("head.norm.weight", {}, "norm"))
+        planned = []
+        for info in infos:
+            scheme = quantizer if info.kind == "linear" else Keep()
+            shape = self.shapes[-1] if info.kind == "linear" else self.shapes[-1][:1]
+            outcome = self._trial(scheme, shape)
+            outputs = tuple(
+                OutputTensor(self.target.key(info.name, role), role, spec, tile)
+                for role, (spec, tile) in outcome.outputs.items()
+            )
+            planned.append(PlannedWeight(info, info.name, outcome.spec, scheme.format, outputs))
+        return planned

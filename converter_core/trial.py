@@ -1,0 +1,182 @@
+"""Learn what a quantizer and a target make of a weight by running them on stand-ins.
+
+Two descriptions of one thing drift, so there is only one: the code itself. What it makes of zeros has the roles,
+shapes and dtypes of what it will make of data; how they grow with the rows is read off runs on one and more tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .errors import Refused
+from .interfaces import ModelAdapter, Quantizer, Target
+from .specs import TensorSpec
+from .tensors import dtype_name, spec_of, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .specs import Parts
+
+# The first arithmetic on meta tensors imports torch._dynamo (1 s, 71 MiB with torch 2.13): only where zeros would be
+# large, which happens to whole-weight quantizers alone.
+LARGEST_ZEROS = 4 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A source as the trial sees it."""
+
+    spec: TensorSpec
+    by_rows: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one quantizer and target make of weights of one shape.
+
+    spec: of the assembled weight. tile: slabs are multiples of this many rows; None: the weight stays whole.
+    two_pass: the quantizer wants a statistic first. joined: its parts that grow with the rows, which can be made in
+    pieces finer than a slab. outputs: role -> spec, and the bytes each full tile adds (0: the same from every slab).
+    """
+
+    spec: TensorSpec
+    tile: int | None
+    two_pass: bool
+    joined: frozenset[str]
+    outputs: Mapping[str, tuple[TensorSpec, int]]
+
+
+class Trials:
+    """Trial runs for one adapter and target, remembered: a model has a handful of different shapes."""
+
+    def __init__(self, adapter: ModelAdapter, target: Target) -> None:
+        self.adapter = adapter
+        self.target = target
+        self._seen: dict[object, Outcome | Refused] = {}
+
+    def run(self, quantizer: Quantizer, sources: Mapping[str, Piece], inputs: Mapping[str, TensorSpec]) -> Outcome:
+        """Raises Refused, with the plugin's reason or the last words of what it raised."""
+        case = (quantizer, tuple(sources.items()), tuple(inputs.items()))
+        if case not in self._seen:
+            try:
+                self._seen[case] = _Trial(self.adapter, self.target, quantizer, sources, inputs).outcome()
+            except Refused as refusal:
+                self._seen[case] = refusal
+            except Exception as error:  # a plugin that fails on the shape, in its or torch's own words
+                words = str(error).strip().split("\n")[0]
+                self._seen[case] = Refused(f"{type(error).__name__}: {words}")
+        result = self._seen[case]
+        if isinstance(result, Refused):
+            raise Refused(*result.problems)
+        return result
+
+
+class _Trial:
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        target: Target,
+        quantizer: Quantizer,
+        sources: Mapping[str, Piece],
+        inputs: Mapping[str, TensorSpec],
+    ) -> None:
+        self.adapter = adapter
+        self.target = target
+        self.quantizer = quantizer
+        self.sources = sources
+        self.inputs = inputs
+        heights = {piece.spec.shape[0] for piece in sources.values() if piece.by_rows and piece.spec.shape}
+        if len(heights) > 1:
+            raise Refused(f"its sources have different numbers of rows: {sorted(heights)}")
+        self.rows = heights.pop() if heights else 0
+
+    def outcome(self) -> Outcome:
+        fine, tile = self.quantizer.row_tile, common_tile(self.quantizer.row_tile, self.target.row_tile)
+        if not fine or not tile or self.rows <= tile:
+            weight, two_pass, parts = self._quantize(None)
+            specs = self._encode(parts)
+            return Outcome(weight, None, two_pass, frozenset(), {role: (spec, 0) for role, spec in specs.items()})
+
+        weight, two_pass, few = self._quantize(fine)
+        more = self._quantize(2 * fine)[2]
+        joined = frozenset(role for role, part in few.items() if part.shape != more[role].shape)
+
+        def encoded(rows: int) -> dict[str, TensorSpec]:
+            count = -(-rows // fine)
+            return self._encode(
+                {
+                    role: part.new_zeros((count * part.shape[0], *part.shape[1:])) if role in joined else part
+                    for role, part in few.items()
+                }
+            )
+
+        full, tail = divmod(self.rows, tile)
+        one, two, three = encoded(tile), encoded(2 * tile), encoded(3 * tile)
+        last = encoded(tail) if tail else {}
+        outputs = {}
+        for role, spec in one.items():
+            rest = last.get(role)
+            if two[role] == three[role] == spec and rest in (None, spec):
+                outputs[role] = (spec, 0)
+            elif _stack(spec, two[role], three[role], rest):
+                rows = full * spec.shape[0] + (rest.shape[0] if rest else 0)
+                outputs[role] = (spec.rows(rows), spec.nbytes)
+            else:
+                raise Refused(
+                    f"slabs of {tile} rows do not join: {role} is {spec} of one, {two[role]} of two and {three[role]} "
+                    f"of three tiles; row_tile of {self.quantizer.name} or {self.target.name} is not true"
+                )
+        return Outcome(weight.rows(self.rows), tile, two_pass, joined, outputs)
+
+    def _quantize(self, rows: int | None) -> tuple[TensorSpec, bool, Parts]:
+        weight = self.adapter.assemble(
+            {
+                role: _stand_in(piece.spec if rows is None or not piece.by_rows else piece.spec.rows(rows))
+                for role, piece in self.sources.items()
+            }
+        )
+        statistic = self.quantizer.statistic(weight)
+        given = {name: _stand_in(spec).to(weight.device) for name, spec in self.inputs.items()}
+        parts = self.quantizer.quantize(weight, **given, **statistic)
+        return self._spec(weight), bool(statistic), parts
+
+    def _encode(self, parts: Parts) -> dict[str, TensorSpec]:
+        stored = self.target.encode(self.quantizer.format, parts)
+        format = self.quantizer.format
+        specs = {role: self._spec(tensor) if format == "none" else spec_of(tensor) for role, tensor in stored.items()}
+        return {
+            role: TensorSpec(self.target.stored_dtype(format, role, spec.dtype), spec.shape)
+            for role, spec in specs.items()
+        }
+
+    def _spec(self, tensor: Tensor) -> TensorSpec:
+        """A tensor's spec; one that is handled as the bytes of a rarer dtype (E8M0, U16) keeps that name."""
+        for piece in self.sources.values():
+            if torch_dtype(piece.spec.dtype) == tensor.dtype:
+                return TensorSpec(piece.spec.dtype, tuple(tensor.shape))
+        return TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
+
+
+def common_tile(*tiles: int | None) -> int | None:
+    """The least number of rows that suits all; None if one of them wants whole weights."""
+    return math.lcm(*(tile for tile in tiles if tile)) if all(tiles) else None
+
+
+def _stack(one: TensorSpec, two: TensorSpec, three: TensorSpec, rest: TensorSpec | None) -> bool:
+    """Whether the specs of one, two and three tiles and of a part tile at the end join along the first dimension."""
+    if not one.shape:
+        return False
+    height = one.shape[0]
+    tail = rest is None or (bool(rest.shape) and rest == one.rows(rest.shape[0]))
+    return tail and two == one.rows(2 * height) and three == one.rows(3 * height)
+
+
+def _stand_in(spec: TensorSpec) -> Tensor:
+    device = "cpu" if spec.numel <= LARGEST_ZEROS else "meta"
+    return torch.zeros(spec.shape, dtype=torch_dtype(spec.dtype), device=device)

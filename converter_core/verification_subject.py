@@ -1,0 +1,162 @@
+"""What an output consists of, and which plugins understand it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fnmatch import translate
+from typing import Any
+
+from . import relayout
+from .accuracy import Source
+from .checkpoint import NothingKnown, open_checkpoint
+from .errors import ConverterError, RecipeError, VerificationError, shown
+from .interfaces import ModelAdapter, Quantizer, Target
+from .keep import Keep
+from .recipe import QuantizationSection, Recipe, make_quantizer
+from .registry import Registry
+from .selection import rule_name
+from .specs import Source as Part
+from .specs import Stored, TensorSpec, WeightInfo
+from .verification_files import Output
+from .verification_structure import Expected
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of the output. spec: before quantization, if the manifest tells."""
+
+    name: str
+    stored: Stored
+    spec: TensorSpec | None
+
+
+class Subject:
+    """What an output consists of, and the plugins that understand it."""
+
+    def __init__(self, output: Output, expected: Expected | None, registry: Registry) -> None:
+        self.output = output
+        self.expected = expected
+        self.registry = registry
+        self.section: QuantizationSection | None = None
+        self._quantizers: dict[tuple[str, str], Quantizer | None] = {}
+        if expected is not None:
+            self.target: Target = registry.targets[str(expected.content.get("target"))]()
+            self.weights = [Weight(name, stored, spec) for name, (stored, spec) in expected.weights.items()]
+            try:
+                self.section = Recipe.from_dict(expected.content.get("recipe", {})).quantization
+            except RecipeError as error:
+                output.notes.append(f"the recipe in the manifest cannot be read: {error}")
+        else:
+            self.target, stored = self._recognise()
+            output.notes.append(
+                "there is no manifest, so there are no checksums: what is there was checked by what "
+                f"{self.target.name} reads"
+            )
+            parts = {key for weight in stored.values() for key in weight.keys.values()}
+            self.weights = [Weight(name, weight, None) for name, weight in stored.items()]
+            self.weights += [
+                Weight(key, Stored(Keep.name, {"weight": key}), None) for key in output.home if key not in parts
+            ]
+        self.adapter = self._adapter()
+
+    def _recognise(self) -> tuple[Target, Mapping[str, Stored]]:
+        """The target that finds the most weights of its own; file by file, for each has its own metadata."""
+        best: tuple[Target, dict[str, Stored]] | None = None
+        tensors = self.output.tensors
+        metadata = {key: text for file in self.output.files.values() for key, text in file.metadata.items()}
+        for name in sorted(self.registry.targets, key=lambda name: not self.registry.targets[name].default):
+            target = self.registry.targets[name]()
+            found: dict[str, Stored] = {}
+            for file in self.output.files.values():
+                found |= target.scan({key: spec for key, (spec, _) in file.tensors.items()}, file.metadata)
+            if not found and len(self.output.files) > 1:
+                found |= target.scan(tensors, metadata)
+            if best is None or len(found) > len(best[1]):
+                best = target, found
+        if best is None:
+            raise VerificationError("no target plugin is installed")
+        if not best[1]:
+            self.output.notes.append("no weight in it is quantized, as far as the installed targets can tell")
+        return best
+
+    @property
+    def model(self) -> str:
+        """The adapter's name, and the variant where the manifest tells."""
+        variant = self.expected.content.get("model", {}).get("variant") if self.expected is not None else None
+        return " ".join(filter(None, (self.adapter.name if self.adapter else "", variant)))
+
+    def _adapter(self) -> ModelAdapter | None:
+        if self.expected is not None:
+            name = self.expected.content.get("model", {}).get("adapter")
+            return self.registry.models[name]() if name in self.registry.models else None
+        names = {weight.name: self.output.tensors[weight.stored.keys["weight"]] for weight in self.weights}
+        adapters = [cls() for cls in self.registry.models.values()]
+        return max(adapters, key=lambda adapter: sum(map(adapter.knows, names)), default=None)
+
+    def open_source(self, against: str | os.PathLike[str], stack: ExitStack) -> Source:
+        if self.adapter is None:
+            raise VerificationError(f"{shown(self.output.folder)}: no model adapter knows its weights")
+        try:
+            checkpoint = open_checkpoint(against, knows=self.adapter.knows)
+        except NothingKnown:
+            raise VerificationError(f"{shown(against)}: has no tensor that {self.adapter.name} knows") from None
+        stack.enter_context(checkpoint)
+        quantized = relayout.recognise(checkpoint.tensors, checkpoint.metadata, self.registry, self.target)
+        if quantized is not None:
+            self.output.notes.append(f"the source is itself quantized ({quantized}); it is compared bit by bit")
+        return Source(checkpoint, self.adapter, self.target, quantized.weights if quantized else {})
+
+    def infos(self, source: Source | None) -> Mapping[str, WeightInfo]:
+        """What the model says of each weight, by its name in the output; by the output's own names without a source."""
+        if self.adapter is None:
+            return {}
+        if source is not None:
+            tensors: Mapping[str, TensorSpec] = source.checkpoint.tensors
+        else:
+            stored = self.output.tensors
+            tensors = {
+                weight.name: spec
+                for weight in self.weights
+                if (spec := weight.spec or stored.get(weight.stored.keys["weight"])) is not None
+            }
+        infos = list(self.adapter.weights(tensors))
+        claimed = {part.key for info in infos for part in info.sources.values()}
+        infos += [WeightInfo(key, {"weight": Part(key)}, "extra") for key in tensors if key not in claimed]
+        parts = source.parts if source is not None else frozenset()
+        return {
+            self.adapter.rename(info.name, self.target.dialect): info
+            for info in infos
+            if not parts & {part.key for part in info.sources.values()}
+        }
+
+    def quantizer(self, weight: Weight) -> Quantizer | None:
+        """The one that made it, by the recipe in the manifest; else any that reads its format."""
+        for method, options in self._asked(weight.name):
+            made = self._made(method, options)
+            if made is not None and made.format == weight.stored.format:
+                return made
+        formats = [cls() for cls in self.registry.quantizers.values()]
+        readers = [quantizer for quantizer in formats if quantizer.format == weight.stored.format]
+        return min(readers, key=lambda quantizer: quantizer.name != quantizer.format, default=None)
+
+    def _asked(self, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        if self.section is not None:
+            for rule in self.section.rules:
+                if re.match(translate(rule.match), rule_name(name)):
+                    yield rule.method, rule.options
+            yield self.section.method, self.section.options
+
+    def _made(self, method: str, options: Mapping[str, Any]) -> Quantizer | None:
+        case = (method, repr(options))
+        if case not in self._quantizers:
+            own = {key: value for key, value in options.items() if key != "target_modules"}
+            try:
+                known = method in self.registry.quantizers
+                self._quantizers[case] = make_quantizer(self.registry.quantizers[method], own) if known else None
+            except ConverterError:  # a file that an option names may be gone; reading back does not need it
+                self._quantizers[case] = None
+        return self._quantizers[case]

@@ -1,0 +1,24 @@
+import torch
+from converter_tinyrt import TinyRT
+
+from converter_core.testing import TargetConformance
+from converter_plugins.quantizers.fp8 import Fp8
+from converter_plugins.quantizers.int8 import Int8
+
+
+class TestTinyRT(TargetConformance):
+    target = TinyRT()
+    quantizers = (Int8(), Int8(per_channel=False))
+    refused = (Int8(symmetric=False), Fp8())
+
+
+def test_codes_by_hand() -> None:
+    codes = torch.tensor([[-127, -1, 0, 1, 127]], dtype=torch.int8)
+    stored = TinyRT().encode("int8", {"weight": codes, "scale": torch.ones(1, 1)})
+    assert stored["weight"].dtype == torch.uint8
+    assert stored["weight"].tolist() == [[1, 127, 128, 129, 255]]
+
+
+def test_names() -> None:
+    assert TinyRT().key("blocks.0.ffn.0.weight", "weight") == "tinyrt/blocks/0/ffn/0/weight#q"
+    assert TinyRT().key("blocks.0.ffn.0.weight", "scale") == "tinyrt/blocks/0/ffn/0/weight#s"

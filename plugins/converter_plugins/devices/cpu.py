@@ -1,0 +1,107 @@
+"""The processor: always there, and what ``auto`` falls back to."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from converter_core.hookspecs import hookimpl
+from converter_core.interfaces import DeviceBackend, Lane
+
+from ._host_memory import available_memory
+
+if TYPE_CHECKING:
+    from converter_core.specs import Parts
+
+
+class Cpu(DeviceBackend):
+    """The processor; one thread for each worker."""
+
+    name = "cpu"
+    last_resort = True
+
+    def devices(self) -> Sequence[torch.device]:
+        return [torch.device("cpu")]
+
+    def free_memory(self, device: torch.device) -> int:
+        return available_memory()
+
+    def slab_bytes(self, device: torch.device) -> int:
+        """1.25 MiB, 128 rows of 5120 bfloat16: less pays in dispatch, more falls out of the cache."""
+        return 5 * 2**18
+
+    def lane(self, device: torch.device) -> AbstractContextManager[Lane]:
+        return _lane()
+
+
+class _CpuLane:
+    """Tensors stay where they are. The staging buffer begins at a page and grows to the largest asked for."""
+
+    def __init__(self) -> None:
+        self._buffer = _pages(1)
+
+    def buffer(self, nbytes: int) -> Tensor:
+        if nbytes > self._buffer.numel():
+            self._buffer = _pages(nbytes)
+        return self._buffer[:nbytes]
+
+    def upload(self, host: Tensor) -> Tensor:
+        return host
+
+    def download(self, parts: Parts) -> Parts:
+        return {role: part.contiguous() for role, part in parts.items()}
+
+
+def _pages(nbytes: int) -> Tensor:
+    # mapped, not from the heap: aligned, and back with the system as soon as nobody looks at it
+    return torch.frombuffer(mmap.mmap(-1, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE), dtype=torch.uint8)
+
+
+class _SingleThread:
+    """One intra-op thread in every thread that has a lane; as it was when the last lane is left.
+
+    ``torch.set_num_threads`` sets two things: the calling thread's own number, and the one that threads begin with
+    that have not computed yet. A worker that begins while others run finds their 1 as its "before", so what was there
+    before the first of them is kept for all. The state is torch's, of the whole process; so is this.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lanes = 0
+        self._before = 1
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            # asked in every thread: that begins its own number, which its first operation would else begin later
+            before = torch.get_num_threads()
+            if not self._lanes:
+                self._before = before
+            self._lanes += 1
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._lanes -= 1
+                torch.set_num_threads(self._before)
+
+
+_single_thread = _SingleThread()
+
+
+@contextmanager
+def _lane() -> Iterator[Lane]:
+    with _single_thread():
+        yield _CpuLane()
+
+
+@hookimpl
+def converter_devices() -> Sequence[type[DeviceBackend]]:
+    return [Cpu]

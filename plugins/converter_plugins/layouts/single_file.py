@@ -1,0 +1,24 @@
+"""Everything in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from converter_core.hookspecs import hookimpl
+from converter_core.interfaces import LayoutWriter
+from converter_core.specs import PlannedWeight
+
+
+class SingleFile(LayoutWriter):
+    """``{name}.safetensors``, no index."""
+
+    name = "single_file"
+    default = True
+
+    def files(self, name: str, weights: Sequence[PlannedWeight]) -> Mapping[str, Sequence[PlannedWeight]]:
+        return {name: weights}
+
+
+@hookimpl
+def converter_layouts() -> Sequence[type[LayoutWriter]]:
+    return [SingleFile]

@@ -1,0 +1,75 @@
+"""Activation statistics of a calibration run: name of a weight -> largest magnitude of what it multiplies."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from converter_core.errors import Refused
+
+MAKE_IT = "LightX2V writes calib.pt when it runs the unquantized model with do_mm_calib: true"
+
+
+def activation_absmax(path: str, name: str) -> Tensor:
+    """The statistic of one weight, 0-d float32, rounded to what bf16 can hold.
+
+    path: LightX2V's ``calib.pt``, ``{"absmax": {name: tensor}}``, or the same mapping (or the inner one alone) in a
+        JSON or safetensors file.
+    """
+    table = _table(path)
+    if name not in table:
+        raise Refused(f"has no activation statistic in {path}; {MAKE_IT}")
+    found = table[name]
+    try:
+        value = torch.as_tensor(found, dtype=torch.float32).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise Refused(f"has an activation statistic in {path} that is no number: {found!r}") from None
+    if value.numel() != 1:
+        raise Refused(f"has an activation statistic of shape {list(value.shape)} in {path}; needs one number")
+    value = value.reshape(()).to(torch.bfloat16).float()
+    if not 0 < value.item() < torch.inf:
+        raise Refused(f"has the activation statistic {float(found):g} in {path}; needs a positive finite number")
+    return value
+
+
+def names(path: str) -> frozenset[str]:
+    """The weights that the file knows."""
+    return frozenset(_table(path))
+
+
+def _table(path: str) -> Mapping[str, Any]:
+    try:
+        stat = Path(path).stat()
+        return _read(path, stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        raise Refused(f"activation_absmax: cannot read {path}: {error.strerror or error}") from None
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, mtime_ns: int, size: int) -> Mapping[str, Any]:
+    """Read once for all weights, and again when the file has changed."""
+    content: Any
+    try:
+        if path.endswith(".json"):
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        elif path.endswith(".safetensors"):
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (ValueError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise Refused(f"activation_absmax: {path} is not a calibration file: {reason}") from None
+    table = content.get("absmax", content) if isinstance(content, dict) else None
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
+        raise Refused(f'activation_absmax: {path} holds no mapping {{"absmax": {{weight name: number}}}}')
+    return MappingProxyType(table)

@@ -1,0 +1,113 @@
+"""Block scales of nvfp4 that are better than absmax / 6, among those that E4M3 can hold.
+
+How much better a neighbouring scale is, is a sum over the block of a function of one number: the magnitude in steps of
+the absmax scale. That function, for each neighbour and each mantissa of the scale, is tabulated in fine bins, and each
+entry is the least favourable value in its bin: what the table calls better is better, and no block gets worse. Entries
+are integers small enough for float32 to add exactly, so the sums are the same in any order and on any device.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from ._fp4 import VALUES
+
+TOP = 448.0
+TOP_CODE = 0x7E
+
+STEPS = (0, -1, 1, 4, 5, 3, -2, 6)
+"""From the E4M3 code of absmax / 6 to the codes that ``mse`` tries. The block's largest magnitude then lies at 6 or
+beyond (0, -1, -2), below 6 (1) or near 4 (3...6). The steps left out win in two blocks of a thousand (2) or none."""
+
+FIRST_SEARCHED = 16
+"""Below this code E4M3's subnormal numbers are among the neighbours, whose ratios differ. Such a block is 14000 times
+smaller than the weight's largest value; it keeps absmax."""
+
+BINS = 2048
+BINS_PER_STEP = 320
+"""Up to 6.4: absmax / 6 rounded down by half an E4M3 step leaves 6 * 17/16 = 6.375."""
+
+UNIT = 2.0**18
+"""Of the table's integers. The sum of 16 stays below 2^24."""
+
+NEVER = 1 << 24
+
+
+def block_codes(exact: Tensor) -> Tensor:
+    """Scales that are not negative, float32 -> E4M3 codes, int32; saturated."""
+    return exact.clamp(max=TOP).to(torch.float8_e4m3fn).view(torch.uint8).to(torch.int32)
+
+
+def divisors(codes: Tensor) -> Tensor:
+    """E4M3 codes, int32 -> their values, float32; 1 for code 0, over which all of such a block rounds to zero."""
+    return (codes << 20).view(torch.float32).mul_(2.0**120).add_((codes == 0).float())
+
+
+def better_codes(values: Tensor, first: Tensor, whole: Tensor, over_four: Tensor | None = None) -> Tensor:
+    """Codes, int32 [O, I / 16], whose squared error is the smallest in each block; at a tie the given ones.
+
+    values: |weight| as float32 [O, I / 16, 16]. first: codes of absmax / 6. whole: the global scale.
+    over_four: where given, the codes of absmax / 4, which are the only others to try.
+    """
+    device = first.device
+    bins = values * (whole * divisors(first).reciprocal()).mul_(BINS_PER_STEP).unsqueeze(-1)
+    bins += ((first & 7) * BINS).unsqueeze(-1)
+    index = bins.to(torch.int32).clamp_(0, 8 * BINS - 1).view(-1, values.shape[-1])
+    del bins
+    change = embedding_bag(index, _changes(device), mode="sum").to(torch.int32)
+    code = first.view(-1)
+    change += _excluded(device).index_select(0, code)
+    if over_four is not None:
+        change += _excluded_but_one(device).index_select(0, (over_four.view(-1) - code).clamp_(max=7))
+    # the least change and, in the last three bits, whose it is
+    winner = (change << 3).add_(torch.arange(len(STEPS), dtype=torch.int32, device=device)).amin(1) & 7
+    return torch.tensor(STEPS, dtype=torch.int32, device=device).index_select(0, winner).add_(code).view(first.shape)
+
+
+@cache
+def _excluded(device: torch.device) -> Tensor:
+    """[127, steps] int32: ``NEVER`` for steps from a code that lead out of E4M3 or are not in the table."""
+    allowed = [
+        [not step or (code >= FIRST_SEARCHED and code + step <= TOP_CODE) for step in STEPS]
+        for code in range(TOP_CODE + 1)
+    ]
+    return torch.tensor(allowed, device=device).logical_not().to(torch.int32).mul_(NEVER)
+
+
+@cache
+def _excluded_but_one(device: torch.device) -> Tensor:
+    """[8, steps] int32: ``NEVER`` for all steps but 0 and the one that is the row's number."""
+    allowed = [[step in (0, row) for step in STEPS] for row in range(8)]
+    return torch.tensor(allowed, device=device).logical_not().to(torch.int32).mul_(NEVER)
+
+
+@cache
+def _changes(device: torch.device) -> Tensor:
+    """[8 mantissas * bins, steps] float32: by how much the squared error grows with each step, in units of
+    2^-18 squared absmax scales, rounded up from the largest growth within the bin.
+
+    Within a bin the growth is piecewise linear (both errors have the same square), so its largest value is at an end of
+    the bin or where one of the two roundings jumps. Bins overlap a little for what float32 rounds on the way.
+    """
+    grid = torch.tensor(VALUES, dtype=torch.float64)
+    jumps = (grid[1:] + grid[:-1]) / 2
+    start = (torch.arange(BINS, dtype=torch.float64) - 1 / 64).div_(BINS_PER_STEP).unsqueeze(1)
+    end = start + (1 + 1 / 32) / BINS_PER_STEP
+
+    def squared_error(values: Tensor, scale: float) -> Tensor:
+        steps = values / scale
+        return (steps - grid[torch.bucketize(steps, jumps)]).mul_(scale).square_()
+
+    table = torch.empty(8, BINS, len(STEPS), dtype=torch.float64)
+    for mantissa in range(8):
+        for column, step in enumerate(STEPS):
+            octave, other = divmod(mantissa + step, 8)
+            scale = (8 + other) / (8 + mantissa) * 2.0**octave
+            inside = torch.cat([jumps, jumps * scale]).expand(BINS, -1)
+            points = torch.cat([start, end, inside.clamp(start, end)], 1)
+            table[mantissa, :, column] = (squared_error(points, scale) - squared_error(points, 1.0)).amax(1)
+    return table.mul_(UNIT).ceil_().view(8 * BINS, -1).float().to(device)

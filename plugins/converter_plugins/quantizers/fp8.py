@@ -1,0 +1,108 @@
+"""fp8: float8_e4m3fn, one scale per row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from converter_core.errors import Refused
+from converter_core.hookspecs import hookimpl
+from converter_core.interfaces import Quantizer
+
+from ._bits import absmax, admit, decode_e4m3
+from ._parity import Numerics, Parity
+from ._rows import best_scale, legacy_quotient, legacy_scale, scale_for
+
+if TYPE_CHECKING:
+    from converter_core.specs import Parts
+
+TOP = 448.0
+OCTAVE = (range(4, 128, 4), (2, -2), (1, -1))
+"""Steps from absmax / 448 to the larger bf16 scales that ``mse`` tries: an octave, after which the grid of mantissas
+returns; then around the best."""
+
+
+@dataclass(frozen=True)
+class Fp8(Parity, Quantizer):
+    """8-bit floats (E4M3) with a scale per row: half the size of bf16, for GPUs that multiply them.
+
+    Parts: ``weight`` float8_e4m3fn [O, I], ``scale`` float32 [O, 1] (bf16-representable). A weight is
+    ``weight * scale``.
+
+    per_channel: a scale for each row; otherwise the one of the whole weight stands in every row.
+    numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's own converter writes.
+    scale_rule: ``absmax``, or ``mse``: absmax times the ratio in [1, 2) with the least squared error in each row.
+        Nothing is clipped; the ratio moves the weights over the grid of mantissas.
+    """
+
+    name: ClassVar[str] = "fp8"
+    row_tile: ClassVar[int | None] = 1
+
+    per_channel: bool = True
+    numerics: Numerics = "exact"
+    scale_rule: Literal["absmax", "mse"] = "absmax"
+
+    def __post_init__(self) -> None:
+        self.check_choices()
+        if not self.per_channel:
+            self.only_exact("per_channel", "false")
+        if self.scale_rule == "mse":
+            self.only_exact("scale_rule", "mse")
+            if not self.per_channel:
+                raise Refused("scale_rule: mse chooses a scale for each row; it needs per_channel: true")
+
+    def statistic(self, rows: Tensor, /) -> Parts:
+        return {} if self.per_channel else {"amax": absmax(admit(rows))}
+
+    def quantize(self, weight: Tensor, /, *, amax: Tensor | None = None) -> Parts:
+        weight = admit(weight)
+        if self.legacy:
+            scale = legacy_scale(weight, absmax(weight, 1), TOP)
+            codes = _ties_away(legacy_quotient(weight, scale).clamp_(-TOP, TOP))
+        else:
+            reach = absmax(weight, 1) if amax is None else amax
+            scale = scale_for(reach.expand(weight.shape[0], 1), TOP)
+            if self.scale_rule == "mse":
+                scale = best_scale(weight, scale, OCTAVE, _residual)
+            codes = weight.to(torch.float32, copy=True).div_(scale).clamp_(-TOP, TOP)
+        return {"weight": codes.to(torch.float8_e4m3fn), "scale": scale}
+
+    def dequantize(self, parts: Parts, /) -> Tensor:
+        return decode_e4m3(parts["weight"]).mul_(parts["scale"].float())
+
+    def step(self, parts: Parts, /) -> Tensor:
+        return _binade(decode_e4m3(parts["weight"])).mul_(2.0**-3).mul_(parts["scale"].float())
+
+
+def _binade(values: Tensor) -> Tensor:
+    """The power of two at or below each magnitude, at least E4M3's smallest normal number 2^-6; a step is 1/8 of it."""
+    return (values.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=2.0**-6)
+
+
+def _residual(rows: Tensor, scale: Tensor) -> Tensor:
+    """Distance of rows / scale, at most 464 (from where on 448 is not the nearest), to the nearest E4M3 value.
+
+    Adding 1.5 * 2^23 steps leaves a float32 no bit below the step; taking them off again gives the rounded value.
+    """
+    exact = rows / scale
+    binade = _binade(exact)
+    steps = 1.5 * 2.0**20
+    return torch.add(exact, binade, alpha=steps).sub_(binade, alpha=steps).sub_(exact)
+
+
+def _ties_away(values: Tensor) -> Tensor:
+    """E4M3 values as qtorch's ``float_quantize(exp=4, man=3, "nearest")`` rounds them: ties away from zero, nothing
+    negative rounds to -0. Below 2^-6 it rounds values shifted by 2^-6, where the grid of subnormals goes on.
+    """
+    shift = torch.copysign((values.abs() < 2.0**-6).float().mul_(2.0**-6), values)
+    bits = (values + shift).view(torch.int32)
+    return bits.add_(0x80000).bitwise_and_(-0x100000).view(torch.float32).sub_(shift).add_(0.0)
+
+
+@hookimpl
+def converter_quantizers() -> Sequence[type[Quantizer]]:
+    return [Fp8]

@@ -1,0 +1,124 @@
+"""mxfp4: 4-bit floats, a power of two per 32 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from converter_core.hookspecs import hookimpl
+from converter_core.interfaces import Quantizer
+
+from ._bits import admit
+from ._fp4 import SIXTH, as_kernel_reads, blocks, decode, encode, encode_as_kernel, steps
+from ._parity import Numerics, Parity
+
+if TYPE_CHECKING:
+    from converter_core.specs import Parts
+
+WIDTH = 32
+ONE = 1 << 22
+"""Of the fixed-point numbers that errors are compared in; the sum of a block stays below 2^31."""
+
+
+@dataclass(frozen=True)
+class Mxfp4(Parity, Quantizer):
+    """4-bit floats (E2M1) with a power of two (E8M0) per 32 columns: 4.25 bits per weight, no global scale.
+
+    Parts: ``weight`` uint8 [O, I / 2], ``scale`` uint8 [O, I / 32]. A weight is ``e2m1 * 2^(scale - 127)``.
+
+    numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's kernel writes.
+    scale_rule: ``rceil`` (the kernel's: the smallest power of two that saturates nothing), ``floor`` (OCP MX 1.0),
+        ``even`` (floor after rounding to E2M1's mantissa), ``mse`` (of floor and floor + 1 the one with the smaller
+        squared error in each block). Left out: ``mse``; under ``numerics: lightx2v`` the kernel's.
+    """
+
+    name: ClassVar[str] = "mxfp4"
+    row_tile: ClassVar[int | None] = 1
+
+    numerics: Numerics = "exact"
+    scale_rule: Literal["mse", "rceil", "floor", "even"] | None = None
+
+    def __post_init__(self) -> None:
+        self.check_choices()
+        if self.scale_rule not in (None, "rceil"):
+            self.only_exact("scale_rule", self.scale_rule)
+
+    def quantize(self, weight: Tensor, /) -> Parts:
+        weight = admit(weight, WIDTH)
+        if self.legacy:
+            weight = as_kernel_reads(weight)
+            values, most = blocks(weight, WIDTH)
+            scale = _rceil(most)
+            reciprocal = _reciprocal(scale).masked_fill_(scale == 0, torch.inf)  # the kernel's flushes to zero first
+            codes = encode_as_kernel(values.mul_(reciprocal.unsqueeze(-1)), weight)
+            return {"weight": codes, "scale": scale.to(torch.uint8)}
+        values, most = blocks(weight, WIDTH)
+        rule = self.scale_rule or "mse"
+        if rule == "mse":
+            scale = _floor(most)
+            values.mul_(_reciprocal(scale).unsqueeze(-1))
+            up = (_rceil(most) - scale).mul_(_floor_is_better(values).logical_not_())
+            values.mul_(up.float().mul_(-0.5).add_(1).unsqueeze(-1))
+            scale += up
+        else:
+            scale = {"rceil": _rceil, "floor": _floor, "even": _even}[rule](most)
+            values.mul_(_reciprocal(scale).unsqueeze(-1))
+        return {"weight": encode(values, weight), "scale": scale.to(torch.uint8)}
+
+    def dequantize(self, parts: Parts, /) -> Tensor:
+        return _scaled(decode(parts["weight"]), parts["scale"])
+
+    def step(self, parts: Parts, /) -> Tensor:
+        # The kernel's zero blocks decode to 6 * 2^-127, which is nothing: no smaller step is worth telling apart.
+        return _scaled(steps(parts["weight"]), parts["scale"]).clamp_(min=2.0**-123)
+
+
+def _rceil(most: Tensor) -> Tensor:
+    """E8M0 of most / 6 rounded up to a power of two, as int32; 0 up to 2^-127 (bits 0x400000)."""
+    bits = (most * SIXTH).view(torch.int32)
+    return ((bits + 0x7FFFFF) >> 23) * (bits > 0x400000)
+
+
+def _floor(most: Tensor) -> Tensor:
+    """E8M0 of floor(log2(most)) - 2, as int32. OCP Microscaling Formats 1.0, 6.3."""
+    return ((most.view(torch.int32) >> 23) - 2).clamp_(min=0)
+
+
+def _even(most: Tensor) -> Tensor:
+    """As floor, after rounding to one bit of mantissa: torchao's ``ScaleCalculationMode.EVEN``."""
+    return _floor((most.view(torch.int32) + 0x200000).view(torch.float32))
+
+
+def _floor_is_better(values: Tensor) -> Tensor:
+    """Blocks [O, I / 32] whose squared error is smaller with floor's power of two than with the next.
+
+    values: |weight| in units of floor's power of two, below 8. There the two grids differ only below 2, where floor's
+    has the halves as well, and above 7, where floor's saturates at 6 and the other has 8. So the difference of the
+    squared errors is a sum of |x - round(x)| - 1/4 where that is positive (x < 2), less one of 4 (x - 7) where x > 7;
+    it is never negative where the kernel takes floor itself (all x up to 6). Added in fixed point, in which no order
+    shows, and which is exact for bf16 and fp16.
+    """
+    fixed = (values * ONE).to(torch.int32)
+    to_integer = fixed.clamp(max=2 * ONE).add_(ONE // 2).bitwise_and_(ONE - 1).sub_(ONE // 2).abs_()
+    beyond = fixed.sub_(7 * ONE).clamp_(min=0)
+    saved = to_integer.clamp_(min=ONE // 4).sub_(beyond, alpha=4)
+    return saved.sum(-1, dtype=torch.int32) > WIDTH * ONE // 4
+
+
+def _reciprocal(scale: Tensor) -> Tensor:
+    """2^(127 - E), exactly; 2^-127 is subnormal."""
+    return ((254 - scale) << 23).clamp_(min=0x400000).view(torch.float32)
+
+
+def _scaled(values: Tensor, scale: Tensor) -> Tensor:
+    power = (scale.to(torch.int32) << 23).clamp_(min=0x400000).view(torch.float32)
+    return values.view(*scale.shape, WIDTH).mul_(power.unsqueeze(-1)).view(values.shape)
+
+
+@hookimpl
+def converter_quantizers() -> Sequence[type[Quantizer]]:
+    return [Mxfp4]

@@ -1,0 +1,200 @@
+"""LightX2V (https://github.com/ModelTC/LightX2V), August 2026: what its Wan runtime reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from converter_core.errors import Refused
+from converter_core.hookspecs import hookimpl
+from converter_core.interfaces import Target
+from converter_core.specs import PlannedWeight, Stored, TensorSpec
+from converter_core.tensors import spec_of
+
+from . import _lightx2v_config
+from ._swizzle import ROWS, swizzle, tiled_shape, unswizzle
+from .plain import FORMATS_KEY
+
+if TYPE_CHECKING:
+    from converter_core.specs import Parts
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """How a format stands on disk.
+
+    weight, scale: header dtypes of the codes and of the scales. block: columns that share a scale; 0: one per row.
+    scalars, optional: roles of single float32 numbers that must, or may, be there.
+    """
+
+    weight: str
+    scale: tuple[str, ...] = ("F32", "BF16", "F16")
+    block: int = 0
+    scalars: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    def scales(self, weight: TensorSpec) -> tuple[int, int]:
+        """Rows and columns of the scales, before they are swizzled."""
+        rows, columns = weight.shape
+        # two codes to a byte in both formats that have blocks
+        return rows, -(-2 * columns // self.block) if self.block else 1
+
+    def stored_scales(self, weight: TensorSpec) -> tuple[int, int]:
+        shape = self.scales(weight)
+        return tiled_shape(*shape) if self.block else shape
+
+
+FORMATS: Mapping[str, _Storage] = {
+    "int8": _Storage("I8"),
+    "fp8": _Storage("F8_E4M3"),
+    "mxfp4": _Storage("U8", ("F8_E8M0",), block=32),
+    "nvfp4": _Storage("U8", ("F8_E4M3",), block=16, scalars=("global_scale",), optional=("input_absmax",)),
+}
+"""Format -> storage. Every other linear weight, and everything that is not one, is copied or cast (``none``)."""
+
+# These belong to the layer, not to its weight: X.alpha beside X.weight. The last two replace global_scale in files
+# that LightX2V's add_scale_to_models.py has been over; they are read, never written.
+LAYER_ROLES = ("input_absmax", "alpha", "input_global_scale")
+
+
+class LightX2V(Target):
+    """What LightX2V's Wan runtime loads: int8, fp8, mxfp4 or nvfp4 for all linear weights of the blocks."""
+
+    name = "lightx2v"
+    default = True
+    row_tile = ROWS
+
+    def key(self, name: str, role: str) -> str:
+        if role == "weight":
+            return name
+        if role in LAYER_ROLES:
+            return f"{name.removesuffix('.weight')}.{role}"
+        return f"{name}_{role}"
+
+    def encode(self, format: str, parts: Parts, /) -> Parts:
+        """Block scales are swizzled (``_swizzle``); all other parts are stored as they are."""
+        if format == "none":
+            self._check_roles(format, set(parts), {"weight"}, set())
+            return parts
+        storage = FORMATS.get(format)
+        if storage is None:
+            raise Refused(f"LightX2V does not read {format!r}; it reads {', '.join(FORMATS)} and none")
+        self._check_roles(format, set(parts), {"weight", "scale", *storage.scalars}, set(storage.optional))
+        self._check_specs(format, storage, {role: spec_of(part) for role, part in parts.items()})
+        if not storage.block:
+            return parts
+        scale = parts["scale"]
+        # bytes are moved, whatever they stand for: not every torch can index or copy float8
+        return {**parts, "scale": swizzle(scale.view(torch.uint8)).view(scale.dtype)}
+
+    def decode(self, format: str, stored: Parts, /) -> Parts:
+        """Canonical parts. A missing ``global_scale`` comes from ``alpha = 1 / (input_global_scale global_scale)``."""
+        storage = FORMATS.get(format)
+        if storage is None or not storage.block:
+            return stored
+        rows, blocks = storage.scales(spec_of(stored["weight"]))
+        scale = stored["scale"]
+        parts = {
+            **stored,
+            "scale": unswizzle(scale.view(torch.uint8), rows, blocks).contiguous().view(scale.dtype),
+        }
+        alpha, input_global_scale = parts.pop("alpha", None), parts.pop("input_global_scale", None)
+        if alpha is not None and input_global_scale is not None and "global_scale" not in parts:
+            parts["global_scale"] = (alpha * input_global_scale).reciprocal().reshape(())
+        return parts
+
+    def stored_dtype(self, format: str, role: str, dtype: str) -> str:
+        return "F8_E8M0" if (format, role) == ("mxfp4", "scale") else dtype
+
+    def as_loaded(self, stored: Parts, /) -> Parts:
+        """Every float tensor through bfloat16, scales too (base_model.py, ``_load_quant_ckpt``; not when lazy).
+
+        They come back as float32, in which every bfloat16 has its place (not so float16).
+        """
+        floats = (torch.float32, torch.float16)
+        return {role: part.bfloat16().float() if part.dtype in floats else part for role, part in stored.items()}
+
+    def refuse(self, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
+        """One scheme for all linear weights of the blocks, or none at all (wan/weights/transformer_weights.py)."""
+        used: dict[str, list[str]] = {}
+        for weight in weights:
+            if weight.info.kind == "linear" and weight.info.block:
+                used.setdefault(weight.format, []).append(weight.name)
+            elif weight.format != "none":
+                yield f"LightX2V reads {weight.name} unquantized only, not as {weight.format}"
+        if len(used) < 2:
+            return
+        left_out = used.pop("none", [])
+        schemes = " and ".join(f"{format} to {_examples(names)}" for format, names in sorted(used.items()))
+        if len(used) > 1:
+            yield (
+                f"LightX2V reads one scheme for all linear weights of the blocks; this gives {schemes}. "
+                "Use one method for all, or target plain, which takes any mix"
+            )
+        if left_out:
+            yield (
+                "LightX2V reads the linear weights of the blocks all quantized or none of them; this gives "
+                f"{schemes} and leaves out {_examples(left_out)}. Quantize these too (target_modules, rules), "
+                "or use target plain, which takes any mix"
+            )
+
+    def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
+        return _lightx2v_config.notes(weights)
+
+    def scan(self, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], /) -> Mapping[str, Stored]:
+        """By dtypes and shapes, for LightX2V writes no metadata; a file of target ``plain`` says that it is one."""
+        found: dict[str, Stored] = {}
+        if FORMATS_KEY in metadata:
+            return found
+        for name, spec in tensors.items():
+            scale = tensors.get(self.key(name, "scale"))
+            if scale is None or len(spec.shape) != 2:
+                continue
+            roles = ("weight", "scale", "global_scale", *LAYER_ROLES)
+            keys = {role: key for role in roles if (key := self.key(name, role)) in tensors}
+            for format, storage in FORMATS.items():
+                known = spec.dtype == storage.weight and scale.dtype in storage.scale
+                whole = set(storage.scalars) <= set(keys) or {"alpha", "input_global_scale"} <= set(keys)
+                if known and whole and scale.shape == storage.stored_scales(spec):
+                    found[name] = Stored(format, keys)
+        return found
+
+    def runtime_config(self, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
+        return _lightx2v_config.runtime_config(weights, path)
+
+    def _check_roles(self, format: str, roles: set[str], needed: set[str], optional: set[str]) -> None:
+        if "zero_point" in roles:
+            raise Refused(
+                f"LightX2V cannot store the zero_point of asymmetric {format}; use symmetric: true, or target plain"
+            )
+        if extra := sorted(roles - needed - optional):
+            raise Refused(f"LightX2V has no place for {', '.join(extra)} of {format}; target plain takes any part")
+        if missing := sorted(needed - roles):
+            raise Refused(f"{format} needs {', '.join(missing)} to be read by LightX2V")
+
+    def _check_specs(self, format: str, storage: _Storage, specs: Mapping[str, TensorSpec]) -> None:
+        weight, scale = specs["weight"], specs["scale"]
+        if weight.dtype != storage.weight or len(weight.shape) != 2:
+            raise Refused(f"LightX2V reads the weight of {format} as {storage.weight} [rows, columns], not {weight}")
+        shape = storage.scales(weight)
+        if self.stored_dtype(format, "scale", scale.dtype) not in storage.scale or scale.shape != shape:
+            raise Refused(
+                f"LightX2V reads the scale of {format} as {' or '.join(storage.scale)} {list(shape)} "
+                f"beside a weight of {list(weight.shape)}, not {scale}"
+            )
+        for role in (*storage.scalars, *storage.optional):
+            if role in specs and specs[role] != TensorSpec("F32", ()):
+                raise Refused(f"LightX2V reads {role} of {format} as one F32 number of shape [], not {specs[role]}")
+
+
+def _examples(names: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(names[:most])
+    return f"{len(names)} ({shown}{', …' if len(names) > most else ''})"
+
+
+@hookimpl
+def converter_targets() -> Sequence[type[Target]]:
+    return [LightX2V]

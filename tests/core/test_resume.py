@@ -1,0 +1,413 @@
+"""A crash costs time, never correctness."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converter_core import conversion, journal, planning, writer
+from converter_core.conversion import convert
+from converter_core.errors import ConversionError, ConverterError, PlanError
+from converter_core.planning import make_plan
+from converter_core.team import Progress
+
+DRIVER = Path(__file__).with_name("crash_driver.py")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def visible(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(tensors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run fail once that many weights are journalled."""
+    real = journal.Journal.done
+    count = 0
+
+    def done(self: journal.Journal, weight: str, crc32: Any) -> None:
+        nonlocal count
+        real(self, weight, crc32)
+        count += 1
+        if count == tensors:
+            raise Interrupted
+
+    monkeypatch.setattr(journal.Journal, "done", done)
+
+
+@pytest.fixture
+def interrupted(asked: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A recipe whose conversion stopped after 40 weights, and what an undisturbed run writes."""
+    recipe = asked("int8", **{"performance.num_workers": 1})
+    out = Path(recipe["output"]["path"])
+    convert(recipe)
+    whole = contents(out)
+    shutil.rmtree(out)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(40, patch)
+        convert(recipe)
+    assert not visible(out)
+    return recipe, whole
+
+
+def test_a_rerun_takes_over_what_was_done(interrupted: Any) -> None:
+    recipe, whole = interrupted
+    events: list[Progress] = []
+    result = convert(recipe, progress=events.append)
+    assert result.resumed["tensors"] == 40
+    assert events[-1].taken_over == result.resumed["bytes"] > 0
+    assert contents(Path(recipe["output"]["path"])) == whole
+
+
+def test_another_worker_count_resumes_too(interrupted: Any) -> None:
+    recipe, whole = interrupted
+    recipe["performance"] = {"device": "cpu", "num_workers": 3, "max_memory": "64MiB"}
+    assert convert(recipe).resumed["tensors"] == 40
+    assert contents(Path(recipe["output"]["path"])) == whole
+
+
+def test_no_resume_starts_anew(interrupted: Any) -> None:
+    recipe, whole = interrupted
+    assert convert(recipe, resume=False).resumed["tensors"] == 0
+    assert contents(Path(recipe["output"]["path"])) == whole
+
+
+def test_a_torn_last_line_costs_one_tensor(interrupted: Any) -> None:
+    recipe, whole = interrupted
+    path = Path(recipe["output"]["path"]) / ".wan.partial" / journal.NAME
+    path.write_bytes(path.read_bytes()[:-7])
+    assert convert(recipe).resumed["tensors"] == 39
+    assert contents(Path(recipe["output"]["path"])) == whole
+
+
+def test_damaged_staged_bytes_are_found_and_redone(interrupted: Any) -> None:
+    recipe, whole = interrupted
+    with make_plan(recipe) as plan:
+        job = plan.jobs[10]
+        at = plan.placed["wan.safetensors"].offsets[job.outputs[0].key]
+    staged = Path(recipe["output"]["path"]) / ".wan.partial" / "wan.safetensors"
+    data = bytearray(staged.read_bytes())
+    data[at] ^= 0x10
+    staged.write_bytes(data)
+    assert convert(recipe).resumed["tensors"] == 39
+    assert contents(Path(recipe["output"]["path"])) == whole
+
+
+def test_a_changed_source_starts_anew_and_says_so(interrupted: Any, wan_source: Path, tmp_path: Path) -> None:
+    recipe, _ = interrupted
+    shard = sorted(wan_source.glob("*.safetensors"))[0]
+    stat = shard.stat()
+    try:
+        os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        with make_plan(recipe) as plan:
+            assert not plan.survey.resumes
+            assert any(shard.name in warning for warning in plan.warnings)
+        assert convert(recipe).resumed["tensors"] == 0
+    finally:
+        os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_another_plugin_version_starts_anew(interrupted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, _ = interrupted
+    monkeypatch.setattr(planning, "version", lambda name: "99")
+    with make_plan(recipe) as plan:
+        assert any("version of model-converter" in warning for warning in plan.warnings)
+    assert convert(recipe).resumed["tensors"] == 0
+
+
+def test_a_changed_option_starts_anew(interrupted: Any) -> None:
+    recipe, _ = interrupted
+    recipe["quantization"]["options"] = {"per_channel": False}
+    with make_plan(recipe) as plan:
+        assert plan.as_dict()["status"] == "new"
+        assert any("quantization" in warning for warning in plan.warnings)
+    assert convert(recipe).resumed["tensors"] == 0
+
+
+@pytest.mark.parametrize("layout", ["single_file", "by_block", "chunked"])
+@pytest.mark.parametrize("scheme", ["int8", "nvfp4"])
+def test_kill_9_at_random_moments(scheme: str, layout: str, asked: Any, tmp_path: Path) -> None:
+    recipe = asked(scheme, **{"target.layout": layout, "output.copy_metadata": True})
+    out = Path(recipe["output"]["path"])
+    convert(recipe)
+    whole = contents(out)
+    killed = 0
+    for seed in range(9):
+        shutil.rmtree(out)
+        done = subprocess.run(
+            [sys.executable, str(DRIVER), json.dumps(recipe), str(seed), "9"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        killed += json.loads(done.stdout)["killed"]
+        assert contents(out) == whole
+        if killed >= 9:
+            break
+    assert killed >= 9
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_something_to_resume(number: int, code: int, asked: Any, tmp_path: Path) -> None:
+    recipe = asked("int8", **{"performance.num_workers": 1})
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe))  # JSON is YAML
+    slow = (
+        "import time, converter_core.journal as j\n"
+        "real = j.Journal.done\n"
+        "def done(self, *a):\n"
+        "    real(self, *a); time.sleep(0.05)\n"
+        "j.Journal.done = done\n"
+        "from converter_core.cli import main\n"
+        f"import sys; sys.argv = ['model-converter', 'convert', '--config', {str(path)!r}]\n"
+        "main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    journalled = tmp_path / "out" / ".wan.partial" / journal.NAME
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (journalled.exists() and journalled.stat().st_size > 4000):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "again" in err
+    assert "Traceback" not in err
+    assert not visible(tmp_path / "out")
+    assert convert(recipe).resumed["tensors"] > 3
+
+
+def test_two_processes_on_one_output(asked: Any) -> None:
+    recipe = asked("int8")
+    out = Path(recipe["output"]["path"])
+    out.mkdir()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import fcntl, os, time; fcntl.flock(os.open({str(out)!r}, 0), 2); print(1, flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        with pytest.raises(ConversionError, match="another conversion is writing there"):
+            convert(recipe)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert convert(recipe).status == "done"
+
+
+def test_an_interrupted_publication_is_finished_by_the_rerun(
+    asked: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = asked("int8", **{"target.layout": "by_block", "output.copy_metadata": True})
+    out = tmp_path / "out"
+    convert(recipe)
+    whole = contents(out)
+    for stop in range(1, 7):
+        shutil.rmtree(out)
+        real = writer.Staging._rename
+        renamed = 0
+
+        def rename(self: writer.Staging, name: str, real: Any = real, stop: int = stop) -> None:
+            nonlocal renamed
+            if renamed == stop:
+                raise Interrupted
+            real(self, name)
+            renamed += 1
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(writer.Staging, "_rename", rename)
+            convert(recipe)
+        assert not (out / "wan.manifest.json").exists()
+        with make_plan(recipe) as plan:
+            assert plan.as_dict()["status"] == "resume"
+        assert convert(recipe).status == "done"
+        assert contents(out) == whole
+
+
+def test_overwrite_replaces_the_whole_conversion(asked: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert(asked("int8", **{"target.layout": "by_block"}))
+    other = asked("fp8", **{"output.name": "other"})
+    (out / "keep.txt").write_text("mine")
+    with make_plan(other) as plan:
+        assert any("folder" in warning for warning in plan.warnings)
+    clash = asked("fp8", **{"target.layout": "by_block"})
+    with pytest.raises(PlanError, match="overwrite"):
+        make_plan(clash)
+    clash = asked("fp8", **{"output.overwrite": True})
+    convert(clash)
+    assert sorted(contents(out)) == ["keep.txt", "wan.manifest.json", "wan.safetensors"]
+
+
+def test_an_interrupted_replacement_keeps_whole_files_and_is_finished(
+    asked: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    convert(asked("fp8", **{"target.layout": "by_block", "output.overwrite": True}))
+    new = contents(out)
+    shutil.rmtree(out)
+    convert(asked("int8", **{"target.layout": "by_block"}))
+    old = contents(out)
+    clash = asked("fp8", **{"target.layout": "by_block", "output.overwrite": True})
+    real = writer.Staging._rename
+    renamed = 0
+
+    def rename(self: writer.Staging, name: str) -> None:
+        nonlocal renamed
+        if renamed == 2:
+            raise Interrupted
+        real(self, name)
+        renamed += 1
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(writer.Staging, "_rename", rename)
+        convert(clash)
+    halfway = {name: data for name, data in contents(out).items() if not name.startswith(".")}
+    assert halfway.keys() == old.keys()
+    assert all(data in (old[name], new[name]) for name, data in halfway.items())
+    assert halfway != old
+    convert(clash)
+    assert contents(out) == new
+
+
+def test_a_file_that_nobody_owns_is_never_touched(asked: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "wan.safetensors").write_bytes(b"somebody's")
+    for overwrite in (False, True):
+        with pytest.raises(PlanError, match=r"wan\.safetensors.*no manifest lists it"):
+            convert(asked("int8", **{"output.overwrite": overwrite}))
+    assert contents(out) == {"wan.safetensors": b"somebody's"}
+
+
+def test_output_and_source_must_lie_apart(asked: Any, wan_source: Path, tmp_path: Path) -> None:
+    for output in (wan_source, wan_source / "out", wan_source.parent):
+        with pytest.raises(PlanError, match="source"):
+            make_plan(asked("int8", **{"output.path": str(output)}))
+    link = tmp_path / "link"
+    link.symlink_to(wan_source)
+    with pytest.raises(PlanError, match="source"):
+        make_plan(asked("int8", **{"output.path": str(link)}))
+
+
+def test_a_full_disk_says_how_much_is_missing_and_where(
+    asked: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(fd: int, offset: int, length: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ConversionError, match=r"wan\.safetensors: the disk is full.*again"),
+    ):
+        patch.setattr(os, "posix_fallocate", full)
+        convert(asked("int8"))
+    real, left = os.pwrite, 2_000_000
+
+    def pwrite(fd: int, data: Any, at: int) -> int:
+        nonlocal left
+        left -= len(data)
+        if left < 0:
+            raise OSError(28, "No space left on device")
+        return real(fd, data, at)
+
+    with monkeypatch.context() as patch, pytest.raises(ConversionError, match="the disk is full"):
+        patch.setattr(os, "pwrite", pwrite)
+        convert(asked("int8"))
+    assert not visible(tmp_path / "out")
+    assert convert(asked("int8")).resumed["tensors"] > 0
+
+
+def test_too_little_disk_is_an_error_of_the_plan(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter_core.output_folder.free_disk", lambda output: 1000)
+    with pytest.raises(PlanError, match=r"needs \d+ bytes of disk and 1000 are free"):
+        make_plan(asked("int8"))
+
+
+def test_metadata_links(asked: Any, wan_source: Path, tmp_path: Path) -> None:
+    source = tmp_path / "models--Wan" / "snapshots" / "abc"
+    blobs = tmp_path / "models--Wan" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in wan_source.rglob("*") if path.is_file())):
+        blob = blobs / f"{number:064x}"
+        shutil.copy(path, blob)
+        link = source / path.relative_to(wan_source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    recipe = asked("int8", **{"source.path": str(source), "output.copy_metadata": True})
+    convert(recipe)
+    out = tmp_path / "out"
+    assert (out / "config.json").read_bytes() == (wan_source / "config.json").read_bytes()
+    assert not (out / "config.json").is_symlink()
+
+    outside = tmp_path / "secret.txt"
+    outside.write_text("secret")
+    (source / "notes.txt").symlink_to(outside)
+    (source / "folder").symlink_to(tmp_path)
+    recipe["output"]["path"] = str(tmp_path / "other")
+    with pytest.raises(ConverterError) as error:
+        make_plan(recipe)
+    assert "notes.txt" in str(error.value)
+    (source / "notes.txt").unlink()
+    (source / "folder").unlink()
+    (source / "inside").symlink_to(source / "tokenizer")
+    with make_plan(recipe) as plan:
+        assert not any(name.startswith("inside") for name in plan.copies)
+
+
+def test_a_source_replaced_while_it_is_read(asked: Any, wan_source: Path, tmp_path: Path) -> None:
+    source = tmp_path / "copy"
+    shutil.copytree(wan_source, source)
+    with make_plan(asked("int8", **{"source.path": str(source)}), require_device=True) as plan:
+        shard = sorted(source.glob("*.safetensors"))[0]
+        data = shard.read_bytes()
+        shard.unlink()
+        shard.write_bytes(data)
+        with pytest.raises(ConverterError, match=shard.name):
+            conversion.convert(plan)
+    assert not visible(tmp_path / "out")
+
+
+def test_a_really_full_disk(asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting is not allowed here: {mounted.stderr.decode().strip()}")
+    try:
+        recipe = asked("int8", **{"output.path": str(small / "out")})
+        with pytest.raises(PlanError, match="needs 5"):
+            convert(recipe)
+        assert not (small / "out").exists()
+        with monkeypatch.context() as patch:
+            patch.setattr("converter_core.output_folder.free_disk", lambda output: 1 << 40)
+            with pytest.raises(ConversionError, match=r"the disk is full, \d{7} more bytes are needed there"):
+                convert(recipe)
+        assert not visible(small / "out")
+        subprocess.run(["mount", "-o", "remount,size=30m", str(small)], check=True)
+        assert convert(recipe).status == "done"
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -1,0 +1,59 @@
+"""The wheel holds all of both packages, what they read at run time, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"converter_core": ROOT, "converter_plugins": ROOT / "plugins"}
+pytest.importorskip("setuptools", "77", reason="older ones do not know this pyproject.toml")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy: a build leaves folders behind, and would find those of an earlier one."""
+    folder = tmp_path_factory.mktemp("wheel")
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("converter_core", "plugins"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    done = subprocess.run([sys.executable, "-c", build], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_all_files_of_both_packages_and_no_others(wheel: zipfile.ZipFile) -> None:
+    expected = {
+        path.relative_to(root).as_posix()
+        for name, root in PACKAGES.items()
+        for path in (root / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    held = {name for name in wheel.namelist() if ".dist-info" not in PurePosixPath(name).parts[0]}
+    assert held == expected
+    assert {f"{name}/py.typed" for name in PACKAGES} <= held
+
+
+def test_every_entry_point_leads_to_a_module(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    points = ConfigParser()
+    points.read_string(wheel.read(name).decode())
+    assert len(points["converter_core"]) == 13
+    assert dict(points["console_scripts"]) == {"model-converter": "converter_core.cli:main"}
+    for module in points["converter_core"].values():
+        assert f"{module.replace('.', '/')}.py" in wheel.namelist()
+
+
+def test_the_licence_is_in_it(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith("/LICENSE"))
+    assert "Apache License" in wheel.read(name).decode()

@@ -1,0 +1,96 @@
+"""Our plugins under the kit that authors of others use."""
+
+from __future__ import annotations
+
+from converter_core.testing import (
+    DeviceConformance,
+    LayoutWriterConformance,
+    ModelConformance,
+    QuantizerConformance,
+    TargetConformance,
+)
+from converter_plugins.devices.cpu import Cpu
+from converter_plugins.devices.cuda import Cuda
+from converter_plugins.devices.hygon_dcu import HygonDcu
+from converter_plugins.layouts.by_block import ByBlock
+from converter_plugins.layouts.chunked import Chunked
+from converter_plugins.layouts.single_file import SingleFile
+from converter_plugins.models.wan_dit import WanDit
+from converter_plugins.quantizers.fp8 import Fp8
+from converter_plugins.quantizers.int8 import Int8
+from converter_plugins.quantizers.mxfp4 import Mxfp4
+from converter_plugins.quantizers.nvfp4 import Nvfp4
+from converter_plugins.targets.lightx2v import LightX2V
+from converter_plugins.targets.plain import Plain
+
+
+class TestInt8(QuantizerConformance):
+    quantizer = Int8()
+
+
+class TestInt8OfTheWholeWeight(QuantizerConformance):
+    quantizer = Int8(per_channel=False)
+
+
+class TestInt8WithZeroPoint(QuantizerConformance):
+    quantizer = Int8(symmetric=False, scale_rule="mse")
+
+
+class TestInt8OfLightX2V(QuantizerConformance):
+    quantizer = Int8(numerics="lightx2v")
+
+
+class TestFp8(QuantizerConformance):
+    quantizer = Fp8()
+
+
+class TestMxfp4(QuantizerConformance):
+    quantizer = Mxfp4()
+
+
+class TestNvfp4(QuantizerConformance):
+    quantizer = Nvfp4()
+
+
+class TestLightX2V(TargetConformance):
+    target = LightX2V()
+    quantizers = (Int8(), Fp8(), Mxfp4(), Nvfp4())
+    refused = (Int8(symmetric=False),)
+
+
+class TestPlain(TargetConformance):
+    target = Plain()
+    quantizers = (Int8(symmetric=False), Fp8(per_channel=False), Mxfp4(), Nvfp4())
+
+
+class TestSingleFile(LayoutWriterConformance):
+    layout = SingleFile()
+
+
+class TestByBlock(LayoutWriterConformance):
+    layout = ByBlock()
+
+
+class TestChunkedByBytes(LayoutWriterConformance):
+    layout = Chunked("3KiB")
+
+
+class TestChunkedByCount(LayoutWriterConformance):
+    layout = Chunked(7)
+
+
+class TestWanDit(ModelConformance):
+    model = WanDit()
+    dialects = ("original", "diffusers")
+
+
+class TestCpu(DeviceConformance):
+    device = Cpu()
+
+
+class TestCuda(DeviceConformance):
+    device = Cuda()
+
+
+class TestHygonDcu(DeviceConformance):
+    device = HygonDcu()
