@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
-import shutil
 import sys
 import time
 from collections import Counter
@@ -134,17 +133,14 @@ class _Run:
     def run(self) -> dict[str, int]:
         """What was taken over from an earlier run: tensors and bytes."""
         plan, folder = self.plan, self.staging.folder
-        if self.begun is None:
-            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         if self.begun is None:
             self.journal = Journal.begin(folder, plan.fingerprint, plan.survey.replaces)
+            self.staging.clear()
         else:
             self.journal = Journal(folder)
         try:
-            published = set(self.begun.publishes) if self.begun else set()
-            if not published:
-                self.staging.reserve()
+            self.staging.reserve(self.begun.publishes if self.begun else ())
             for key, tensor in plan.extras.tensors.items():
                 with self.staging.open(plan.home[key]) as file:
                     file.write(key, 0, raw(tensor.contiguous()))

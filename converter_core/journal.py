@@ -77,12 +77,12 @@ class Journal:
 
     @classmethod
     def begin(cls, staging: Path, fingerprint: Fingerprint, replaces: Iterable[str]) -> Journal:
-        (staging / NAME).unlink(missing_ok=True)
-        journal = cls(staging)
-        journal._append(
-            {"fingerprint": fingerprint.value, "made_of": fingerprint.made_of, "replaces": sorted(replaces)}
-        )
-        return journal
+        """A new journal in the place of what stands there, whole from the first moment."""
+        head = {"fingerprint": fingerprint.value, "made_of": fingerprint.made_of, "replaces": sorted(replaces)}
+        new = staging / f"{NAME}.new"
+        new.write_bytes(_line(head))
+        new.replace(staging / NAME)
+        return cls(staging)
 
     def done(self, weight: str, crc32: Mapping[str, int]) -> None:
         self._append({"weight": weight, "crc32": crc32})
@@ -96,7 +96,10 @@ class Journal:
         os.close(self._fd)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        # a newline in front too: a torn line of an earlier run must not swallow this one
-        line = b"\n" + json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         with self._lock:
-            os.write(self._fd, line)
+            os.write(self._fd, _line(entry))
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    # a newline in front too: a torn line of an earlier run must not swallow this one
+    return b"\n" + json.dumps(entry, separators=(",", ":")).encode() + b"\n"

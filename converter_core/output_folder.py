@@ -57,27 +57,28 @@ def survey(output: Path, name: str, planned: Iterable[str], print_: Fingerprint,
     begun = journal.read(staging)
     fingerprint = print_.value
     resumes = begun is not None and begun.fingerprint == fingerprint
-    if own in manifests and manifests[own].get("fingerprint") == fingerprint and not staging.exists():
+    if own in manifests and manifests[own].get("fingerprint") == fingerprint and _is_empty(staging):
         missing = [file for file in manifests[own]["files"] if not (output / file).is_file()]
         if not missing:
             return Survey(done=True)
 
     owner = {file: manifest for manifest, content in manifests.items() for file in (*content["files"], manifest)}
-    publishing = dict.fromkeys(begun.publishes if begun else (), own)
+    # what an interrupted run published, or was to replace, is that conversion's, though no manifest says so yet
+    begun_with = {*begun.publishes, *begun.replaces} if begun else set()
     met: set[str] = set()
     problems = []
     owned = []
     for file in sorted(set(planned)):
-        if not os.path.lexists(output / file) or (file in publishing and resumes):
+        if not os.path.lexists(output / file) or (file in begun_with and resumes):
             continue
-        if file in publishing or file in owner:
+        if file in begun_with or file in owner:
             met.add(owner.get(file, own))
             owned.append(file)
         else:
             problems.append(
                 f"{output / file}: stands there and no manifest lists it; move it away or choose another output"
             )
-    if owned and not overwrite and not (resumes and set(owned) <= set(begun.replaces if begun else ())):
+    if owned and not overwrite:
         some = ", ".join(owned[:3]) + (f" and {len(owned) - 3} more" if len(owned) > 3 else "")
         problems.append(
             f"{output}: {some} would be replaced, of the conversion in "
@@ -85,10 +86,10 @@ def survey(output: Path, name: str, planned: Iterable[str], print_: Fingerprint,
             "that whole conversion, or choose another output.path or output.name"
         )
     gone = {file for manifest in met if manifest in manifests for file in (*manifests[manifest]["files"], manifest)}
-    gone |= set(begun.replaces if begun else ()) | set(publishing)
+    gone |= begun_with
     others = sorted(set(manifests) - met - {own})
     warnings = []
-    strays = sorted(path.name for path in output.glob("*.safetensors") if path.name not in gone | set(publishing))
+    strays = sorted(path.name for path in output.glob("*.safetensors") if path.name not in gone)
     if others or strays:
         warnings.append(
             f"{output} also holds {', '.join((others or strays)[:3])}: a runtime that is given the folder may load "
@@ -110,6 +111,11 @@ def free_disk(output: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def _is_empty(staging: Path) -> bool:
+    """Not there, or all but removed by the run that published it."""
+    return not staging.is_dir() or not any(staging.iterdir())
 
 
 def _allocated(staging: Path) -> int:

@@ -19,7 +19,7 @@ def publish(plan: Plan, staging: Staging, journal: Journal, crc32: Mapping[str, 
     manifest = manifest_name(plan.name)
     staging.put(manifest, dump(_content(plan, crc32, side)))
     names = [*plan.placed, *plan.copies, *(name for name in plan.side if name not in plan.copies)]
-    journal.publishing(names)
+    journal.publishing([*names, manifest])
     staging.publish(names, plan.survey.replaces, last=manifest)
 
 

@@ -206,7 +206,7 @@ def _beside(folder: Path, suffix: str) -> Iterator[str]:
             f"{shown(folder)} also holds {_some(strays)}, which no manifest lists; a runtime that is given the folder "
             "may load that too"
         )
-    unfinished = sorted(path.name for path in folder.glob(".*.partial") if path.is_dir())
+    unfinished = sorted(path.name for path in folder.glob(".*.partial") if path.is_dir() and any(path.iterdir()))
     if unfinished:
         yield f"{shown(folder)} also holds an unfinished conversion: {_some(unfinished)}"
 

@@ -7,9 +7,10 @@ import errno
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+from . import journal
 from .errors import ConversionError
 from .specs import Placed
 
@@ -33,10 +34,29 @@ class Staging:
         staged = self.folder / file
         return staged if staged.exists() else self.folder.parent / file
 
-    def reserve(self) -> None:
-        """Create what is not there with its full size, so that a full disk fails now, and write the headers."""
+    def clear(self) -> None:
+        """Away with what an earlier run left; the journal stays, it is this run's already."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != journal.NAME:
+                path.unlink()
+
+    def remove(self) -> None:
+        """The journal goes last: whenever this stops, it still says what the rest is, or there is no rest."""
+        self.clear()
+        (self.folder / journal.NAME).unlink()
+        self.folder.rmdir()
+
+    def reserve(self, published: Collection[str] = ()) -> None:
+        """Create what is not there with its full size, so that a full disk fails now, and write the headers.
+
+        published: files that may stand under their final names already.
+        """
         for file, placed in self.placed.items():
             path = self.folder / file
+            if file in published and self.path(file).exists():
+                continue
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 if os.fstat(fd).st_size != placed.size:
@@ -117,7 +137,7 @@ class Staging:
             _fsync(folder)
         self._rename(last)
         _fsync(output)
-        shutil.rmtree(self.folder)
+        self.remove()
         _fsync(output)
 
     def _rename(self, name: str) -> None:

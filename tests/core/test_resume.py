@@ -50,6 +50,21 @@ def interrupt_after(tensors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal.Journal, "done", done)
 
 
+def stop_publication_after(files: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run fail once that many files have their final names."""
+    real = writer.Staging._rename
+    renamed = 0
+
+    def rename(self: writer.Staging, name: str) -> None:
+        nonlocal renamed
+        if renamed == files:
+            raise Interrupted
+        real(self, name)
+        renamed += 1
+
+    monkeypatch.setattr(writer.Staging, "_rename", rename)
+
+
 @pytest.fixture
 def interrupted(asked: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A recipe whose conversion stopped after 40 weights, and what an undisturbed run writes."""
@@ -139,29 +154,44 @@ def test_a_changed_option_starts_anew(interrupted: Any) -> None:
     assert convert(recipe).resumed["tensors"] == 0
 
 
+def drive(*arguments: str) -> Any:
+    """What the crash driver says."""
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.parametrize("layout", ["single_file", "by_block", "chunked"])
 @pytest.mark.parametrize("scheme", ["int8", "nvfp4"])
 def test_kill_9_at_random_moments(scheme: str, layout: str, asked: Any, tmp_path: Path) -> None:
     recipe = asked(scheme, **{"target.layout": layout, "output.copy_metadata": True})
-    out = Path(recipe["output"]["path"])
-    convert(recipe)
-    whole = contents(out)
-    killed = 0
-    for seed in range(9):
-        shutil.rmtree(out)
-        done = subprocess.run(
-            [sys.executable, str(DRIVER), json.dumps(recipe), str(seed), "9"],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        killed += json.loads(done.stdout)["killed"]
-        assert contents(out) == whole
-        if killed >= 9:
-            break
-    assert killed >= 9
+    found = drive("at_random", json.dumps(recipe), "0", "9")
+    assert found["problems"] == []
+    assert found["killed"] >= 9
+
+
+def test_kill_9_at_every_step(asked: Any, tmp_path: Path) -> None:
+    before = tmp_path / "before"
+    before.mkdir()
+    found = drive("at_every_step", json.dumps(asked("int8", **{"target.layout": "by_block"})), str(before))
+    assert found["problems"] == []
+    assert found["points"] > 15
+
+
+def test_kill_9_at_every_step_of_a_replacement(asked: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of another conversion, and of what a third left that was interrupted while it was published."""
+    common = {"performance.num_workers": 1, "output.copy_metadata": True, "output.overwrite": True}
+    convert(asked("int8", **common))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_publication_after(2, patch)
+        convert(asked("mxfp4", **common, **{"target.layout": "by_block"}))
+    before = tmp_path / "before"
+    shutil.copytree(tmp_path / "out", before)
+    found = drive("at_every_step", json.dumps(asked("fp8", **common, **{"target.layout": "by_block"})), str(before))
+    assert found["problems"] == []
+    assert found["points"] > 25
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -225,18 +255,8 @@ def test_an_interrupted_publication_is_finished_by_the_rerun(
     whole = contents(out)
     for stop in range(1, 7):
         shutil.rmtree(out)
-        real = writer.Staging._rename
-        renamed = 0
-
-        def rename(self: writer.Staging, name: str, real: Any = real, stop: int = stop) -> None:
-            nonlocal renamed
-            if renamed == stop:
-                raise Interrupted
-            real(self, name)
-            renamed += 1
-
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
-            patch.setattr(writer.Staging, "_rename", rename)
+            stop_publication_after(stop, patch)
             convert(recipe)
         assert not (out / "wan.manifest.json").exists()
         with make_plan(recipe) as plan:
@@ -270,18 +290,8 @@ def test_an_interrupted_replacement_keeps_whole_files_and_is_finished(
     convert(asked("int8", **{"target.layout": "by_block"}))
     old = contents(out)
     clash = asked("fp8", **{"target.layout": "by_block", "output.overwrite": True})
-    real = writer.Staging._rename
-    renamed = 0
-
-    def rename(self: writer.Staging, name: str) -> None:
-        nonlocal renamed
-        if renamed == 2:
-            raise Interrupted
-        real(self, name)
-        renamed += 1
-
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(writer.Staging, "_rename", rename)
+        stop_publication_after(2, patch)
         convert(clash)
     halfway = {name: data for name, data in contents(out).items() if not name.startswith(".")}
     assert halfway.keys() == old.keys()

@@ -350,7 +350,9 @@ def test_what_the_output_can_be(converted, tmp_path, asked, registry):
 def test_strangers_in_the_folder_are_told(converted, registry):
     out = converted("int8")
     save_file({"x": torch.ones(2)}, out / "left.safetensors")
+    (out / ".done.partial").mkdir()
     (out / ".other.partial").mkdir()
+    (out / ".other.partial" / "journal.jsonl").touch()
     report = verify(out, registry=registry)
     assert report.ok
     assert "left.safetensors, which no manifest lists" in "\n".join(report.notes)
