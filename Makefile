@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= .ci/constraints.txt
 BIN := $(VENV)/bin
+INPUTS := pyproject.toml $(CONSTRAINTS) plugins/converter_plugins/quantizers/_loops.c
 
 .PHONY: demo test lint bench docs clean
 
@@ -26,11 +27,11 @@ bench: $(VENV)/.installed-test
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+$(VENV)/.installed: $(VENV)/bin/python $(INPUTS)
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) torch -e .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+$(VENV)/.installed-test: $(VENV)/bin/python $(INPUTS)
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) torch -e ".[test,lint]"
 	$(BIN)/python -m pip install -q --no-deps -e examples/third_party_quantizer -e examples/third_party_target
 	touch $@ $(VENV)/.installed

@@ -6,10 +6,17 @@ Maxima are taken over bit patterns, sums that decide anything add halves in a wr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from converter_core.errors import Refused
+
+from . import _loops
+
+PIECE = 1 << 18
+"""Elements that torch works on at a time on a CPU: 1 MiB of float32."""
 
 SOURCE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SMALLEST_NORMAL = 2.0**-126
@@ -41,11 +48,33 @@ def magnitudes(weight: Tensor) -> Tensor:
     return weight.view(torch.int16) & 0x7FFF
 
 
-def absmax(weight: Tensor, dim: int | None = None) -> Tensor:
-    """The largest magnitude, float32: 0-d, or along ``dim``, which is kept with length 1."""
-    bits = magnitudes(weight)
-    most = bits.view(-1).amax(0) if dim is None else bits.amax(dim, keepdim=True)
-    return most.view(weight.dtype).float()
+def absmax(weight: Tensor, width: int) -> Tensor:
+    """The largest magnitude of each run of ``width`` elements, float32, flat."""
+    if _loops.suit(weight):
+        return _loops.absmax(weight, width)
+    return magnitudes(weight).view(-1, width).amax(1).view(weight.dtype).float()
+
+
+def absmax_of_rows(weight: Tensor) -> Tensor:
+    """[O, 1] float32."""
+    return absmax(weight, weight.shape[1]).view(-1, 1)
+
+
+def absmax_of_all(weight: Tensor) -> Tensor:
+    """0-d float32."""
+    return absmax(weight, weight.numel()).view(())
+
+
+def by_pieces(function: Callable[..., Tensor], weight: Tensor, *per_row: Tensor) -> Tensor:
+    """``function(rows, ...)`` of runs of rows, joined. On a CPU so few at a time that float32 copies stay in its cache.
+
+    per_row: what else the function takes, with as many rows as the weight each.
+    """
+    height = max(1, PIECE // weight.shape[1]) if weight.device.type == "cpu" else weight.shape[0]
+    if height >= weight.shape[0]:
+        return function(weight, *per_row)
+    pieces = zip(*(torch.split(rows, height) for rows in (weight, *per_row)), strict=True)
+    return torch.cat([function(*piece) for piece in pieces])
 
 
 def as_bf16(value: Tensor) -> Tensor:

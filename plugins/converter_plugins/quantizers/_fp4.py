@@ -7,7 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ._bits import magnitudes
+from . import _loops
+from ._bits import by_pieces, magnitudes
 
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 STEPS = (0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 2.0, 2.0)
@@ -22,14 +23,6 @@ MAGIC = 1.5 * 2.0**23
 """Added to a small float32 it leaves the nearest integer, ties to even, in the low bits."""
 
 
-def blocks(weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """(|weight| as float32 [O, I / width, width], new; the largest of each block [O, I / width])."""
-    bits = magnitudes(weight).view(weight.shape[0], -1, width)
-    values = bits.view(weight.dtype).float()
-    most = values.view(torch.int32).amax(-1).view(torch.float32)
-    return values, most
-
-
 def as_kernel_reads(weight: Tensor) -> Tensor:
     """The weight in bf16, as LightX2V hands it to its 4-bit kernels; what would become infinite stays finite."""
     if weight.dtype is torch.float32:
@@ -37,29 +30,46 @@ def as_kernel_reads(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16)
 
 
-def encode(scaled: Tensor, weight: Tensor) -> Tensor:
-    """Codes of ``scaled`` with the signs of ``weight`` [O, I], packed [O, I / 2] uint8: even column in the low nibble.
+def scaled(weight: Tensor, per_step: Tensor) -> Tensor:
+    """|weight| * per_step, float32 [O, blocks, width]; new. per_step: of each block, [O, blocks]."""
+    values = magnitudes(weight).view(weight.dtype).to(torch.float32)
+    return values.view(*per_step.shape, -1).mul_(per_step.unsqueeze(-1))
 
-    scaled: |weight| in units of the block's scale, float32; overwritten. Rounded to nearest even, saturated at 6.
+
+def encode(weight: Tensor, per_step: Tensor) -> Tensor:
+    """Codes of weight * per_step, packed [O, I / 2] uint8: even column in the low nibble.
+
+    per_step: float32 [O, blocks]. Rounded to nearest even, saturated at 6; zeros keep their sign.
     """
-    return _pack(_codes(scaled.view(-1)).bitwise_or_(_signs(weight)), weight.shape[0])
+    if _loops.suit(weight):
+        return _loops.e2m1_codes(weight, per_step)
+
+    def codes(rows: Tensor, per_step: Tensor) -> Tensor:
+        return _pack(_codes(scaled(rows, per_step).view(-1)).bitwise_or_(_signs(rows)), rows.shape[0])
+
+    return by_pieces(codes, weight, per_step)
 
 
-def encode_as_kernel(scaled: Tensor, weight: Tensor) -> Tensor:
+def encode_as_kernel(weight: Tensor, per_step: Tensor) -> Tensor:
     """As ``encode``, but NaN (zero times an infinite reciprocal) becomes +6, as ``cvt.rn.satfinite.e2m1x2`` has it."""
-    scaled = scaled.view(-1)
-    positive = scaled.isnan()
-    signs = _signs(weight).masked_fill_(positive, 0)
-    return _pack(_codes(scaled.masked_fill_(positive, 6.0)).bitwise_or_(signs), weight.shape[0])
+
+    def codes(rows: Tensor, per_step: Tensor) -> Tensor:
+        steps = scaled(rows, per_step).view(-1)
+        positive = steps.isnan()
+        signs = _signs(rows).masked_fill_(positive, 0)
+        return _pack(_codes(steps.masked_fill_(positive, 6.0)).bitwise_or_(signs), rows.shape[0])
+
+    return by_pieces(codes, weight, per_step)
 
 
-def _codes(scaled: Tensor) -> Tensor:
+def _codes(steps: Tensor) -> Tensor:
+    """Of magnitudes in steps, flat; overwrites them."""
     # The code of x is round(min(2x, x + 2, x/2 + 4)), at most 7. Each sum below rounds once, at the step of its own
     # segment (0.5, 1, 2), and the segments' minimum is the right one after rounding too, as rounding is monotone.
-    low = torch.add(scaled.new_full((), MAGIC), scaled, alpha=2)
-    high = torch.add(scaled.new_full((), MAGIC + 4), scaled, alpha=0.5)
+    low = torch.add(steps.new_full((), MAGIC), steps, alpha=2)
+    high = torch.add(steps.new_full((), MAGIC + 4), steps, alpha=0.5)
     code = torch.minimum(low, high, out=low)
-    torch.minimum(code, scaled.add_(MAGIC + 2), out=code)
+    torch.minimum(code, steps.add_(MAGIC + 2), out=code)
     return code.clamp_(max=MAGIC + 7).view(torch.int32).to(torch.uint8)
 
 

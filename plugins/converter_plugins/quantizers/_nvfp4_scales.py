@@ -8,13 +8,16 @@ are integers small enough for float32 to add exactly, so the sums are the same i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from ._fp4 import VALUES
+from . import _loops
+from ._bits import by_pieces
+from ._fp4 import VALUES, scaled
 
 TOP = 448.0
 TOP_CODE = 0x7E
@@ -47,42 +50,56 @@ def divisors(codes: Tensor) -> Tensor:
     return (codes << 20).view(torch.float32).mul_(2.0**120).add_((codes == 0).float())
 
 
-def better_codes(values: Tensor, first: Tensor, whole: Tensor, over_four: Tensor | None = None) -> Tensor:
+def better_codes(weight: Tensor, first: Tensor, whole: Tensor, over_four: Tensor | None = None) -> Tensor:
     """Codes, int32 [O, I / 16], whose squared error is the smallest in each block; at a tie the given ones.
 
-    values: |weight| as float32 [O, I / 16, 16]. first: codes of absmax / 6. whole: the global scale.
-    over_four: where given, the codes of absmax / 4, which are the only others to try.
+    first: codes of absmax / 6. whole: the global scale. over_four: where given, the codes of absmax / 4, which are the
+    only others to try.
     """
     device = first.device
-    bins = values * (whole * divisors(first).reciprocal()).mul_(BINS_PER_STEP).unsqueeze(-1)
-    bins += ((first & 7) * BINS).unsqueeze(-1)
-    index = bins.to(torch.int32).clamp_(0, 8 * BINS - 1).view(-1, values.shape[-1])
-    del bins
-    change = embedding_bag(index, _changes(device), mode="sum").to(torch.int32)
-    code = first.view(-1)
-    change += _excluded(device).index_select(0, code)
+    bins_per_unit = (whole * divisors(first).reciprocal_()).mul_(BINS_PER_STEP)
+    shift = ((first & 7) * BINS).float()
+    allowed = _allowed(device).index_select(0, first.view(-1))
     if over_four is not None:
-        change += _excluded_but_one(device).index_select(0, (over_four.view(-1) - code).clamp_(max=7))
-    # the least change and, in the last three bits, whose it is
-    winner = (change << 3).add_(torch.arange(len(STEPS), dtype=torch.int32, device=device)).amin(1) & 7
-    return torch.tensor(STEPS, dtype=torch.int32, device=device).index_select(0, winner).add_(code).view(first.shape)
+        allowed &= _the_first_and(device).index_select(0, (over_four - first).view(-1).clamp_(max=7))
+    best = _best_steps(weight, bins_per_unit, shift, allowed.view(first.shape)).view(-1)
+    return torch.tensor(STEPS, dtype=torch.int32, device=device).index_select(0, best).view(first.shape) + first
+
+
+def _best_steps(weight: Tensor, bins_per_unit: Tensor, shift: Tensor, allowed: Tensor) -> Tensor:
+    """Which of ``STEPS`` changes the error of each block least, of those whose bits are set in ``allowed``, int32."""
+    table = _changes(weight.device)
+    if _loops.suit(weight):
+        return _loops.best_steps(weight, bins_per_unit, shift, allowed, table).to(torch.int32)
+
+    def best(rows: Tensor, bins_per_unit: Tensor, shift: Tensor, allowed: Tensor) -> Tensor:
+        bins = scaled(rows, bins_per_unit).add_(shift.unsqueeze(-1)).to(torch.int32).clamp_(0, len(table) - 1)
+        change = embedding_bag(bins.view(-1, bins.shape[-1]), table, mode="sum").to(torch.int32)
+        number = torch.arange(len(STEPS), dtype=torch.int32, device=rows.device)
+        change += (~allowed.view(-1, 1).to(torch.int32) >> number & 1).mul_(NEVER)
+        # the least change and, in the last three bits, whose it is
+        return ((change << 3).add_(number).amin(1) & 7).view(shift.shape)
+
+    return by_pieces(best, weight, bins_per_unit, shift, allowed)
 
 
 @cache
-def _excluded(device: torch.device) -> Tensor:
-    """[127, steps] int32: ``NEVER`` for steps from a code that lead out of E4M3 or are not in the table."""
-    allowed = [
-        [not step or (code >= FIRST_SEARCHED and code + step <= TOP_CODE) for step in STEPS]
-        for code in range(TOP_CODE + 1)
-    ]
-    return torch.tensor(allowed, device=device).logical_not().to(torch.int32).mul_(NEVER)
+def _allowed(device: torch.device) -> Tensor:
+    """[127] uint8: for each code the bits of the steps that do not lead out of E4M3 and are in the table."""
+    codes = range(TOP_CODE + 1)
+    masks = [_mask(step for step in STEPS if not step or FIRST_SEARCHED <= code <= TOP_CODE - step) for code in codes]
+    return torch.tensor(masks, dtype=torch.uint8, device=device)
 
 
 @cache
-def _excluded_but_one(device: torch.device) -> Tensor:
-    """[8, steps] int32: ``NEVER`` for all steps but 0 and the one that is the row's number."""
-    allowed = [[step in (0, row) for step in STEPS] for row in range(8)]
-    return torch.tensor(allowed, device=device).logical_not().to(torch.int32).mul_(NEVER)
+def _the_first_and(device: torch.device) -> Tensor:
+    """[8] uint8: the bits of step 0 and of the step that is the row's number."""
+    masks = [_mask(step for step in STEPS if step in (0, row)) for row in range(8)]
+    return torch.tensor(masks, dtype=torch.uint8, device=device)
+
+
+def _mask(steps: Iterable[int]) -> int:
+    return sum(1 << STEPS.index(step) for step in steps)
 
 
 @cache

@@ -9,13 +9,10 @@ from torch import Tensor
 
 from ._bits import SMALLEST_NORMAL, as_bf16, halving_sum
 
-Error = Callable[..., Tensor]
-"""(rows of the weight, their scales [rows, 1], ...) -> what rounding costs each element, in steps of the scale."""
+Cost = Callable[..., Tensor]
+"""(rows of the weight, their scales [rows, 1], ...) -> squared error of each row in steps of the scale, [rows, 1]."""
 
 Stages = Sequence[Sequence[int]]
-
-PIECE = 1 << 18
-"""Elements to search at a time on a CPU, where intermediate results should stay in its cache."""
 
 
 def scale_for(reach: Tensor, top: float) -> Tensor:
@@ -26,20 +23,14 @@ def scale_for(reach: Tensor, top: float) -> Tensor:
     return torch.where(reach == 0, torch.ones_like(scale), scale)
 
 
-def best_scale(weight: Tensor, first: Tensor, stages: Stages, error: Error, *per_row: Tensor) -> Tensor:
+def best_scale(weight: Tensor, first: Tensor, stages: Stages, cost: Cost, *per_row: Tensor) -> Tensor:
     """Row by row the scale with the least squared error, the earliest of equals. [O, 1].
 
     first: bf16-representable scales. stages: which other bf16 numbers to try, as steps from ``first``, then as steps
-    from the best so far, within the range of the first stage. per_row: what else ``error`` takes, [O, 1] each.
+    from the best so far, within the range of the first stage. per_row: what else ``cost`` takes, [O, 1] each.
     """
-    height = max(1, PIECE // weight.shape[1]) if weight.device.type == "cpu" else weight.shape[0]
-    pieces = zip(*(torch.split(rows, height) for rows in (weight, first, *per_row)), strict=True)
-    return torch.cat([_best_of_rows(rows.float(), start, stages, error, *more) for rows, start, *more in pieces])
-
-
-def _best_of_rows(rows: Tensor, first: Tensor, stages: Stages, error: Error, *per_row: Tensor) -> Tensor:
     lowest, highest = min(0, *stages[0]), max(0, *stages[0])
-    least = _squares(error(rows, first, *per_row))
+    least = cost(weight, first, *per_row)
     best = torch.zeros_like(first, dtype=torch.int32)
     for steps in stages:
         centre = best
@@ -47,10 +38,15 @@ def _best_of_rows(rows: Tensor, first: Tensor, stages: Stages, error: Error, *pe
             offset = (centre + step).clamp_(lowest, highest)
             scale = _moved(first, offset)
             relative = scale / first
-            cost = _squares(error(rows, scale, *per_row)).mul_(relative).mul_(relative)
-            best = torch.where(cost < least, offset, best)
-            least = torch.minimum(cost, least)
+            squares = cost(weight, scale, *per_row).mul_(relative).mul_(relative)
+            best = torch.where(squares < least, offset, best)
+            least = torch.minimum(squares, least)
     return _moved(first, best)
+
+
+def in_steps(weight: Tensor, scale: Tensor) -> Tensor:
+    """weight / scale in float32; new."""
+    return weight.to(torch.float32, copy=True).div_(scale)
 
 
 def _moved(scale: Tensor, steps: Tensor) -> Tensor:
@@ -58,7 +54,8 @@ def _moved(scale: Tensor, steps: Tensor) -> Tensor:
     return (scale.view(torch.int32) + (steps << 16)).view(torch.float32).clamp_(min=SMALLEST_NORMAL)
 
 
-def _squares(error: Tensor) -> Tensor:
+def sum_of_squares(error: Tensor) -> Tensor:
+    """Of each row, [rows, 1]; overwrites ``error``."""
     return halving_sum(error.mul_(error), 1)
 
 

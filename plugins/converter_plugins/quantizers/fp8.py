@@ -13,9 +13,10 @@ from converter_core.errors import Refused
 from converter_core.hookspecs import hookimpl
 from converter_core.interfaces import Quantizer
 
-from ._bits import absmax, admit, decode_e4m3
+from . import _loops
+from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces, decode_e4m3
 from ._parity import Numerics, Parity
-from ._rows import best_scale, legacy_quotient, legacy_scale, scale_for
+from ._rows import best_scale, in_steps, legacy_quotient, legacy_scale, scale_for, sum_of_squares
 
 if TYPE_CHECKING:
     from converter_core.specs import Parts
@@ -56,26 +57,38 @@ class Fp8(Parity, Quantizer):
                 raise Refused("scale_rule: mse chooses a scale for each row; it needs per_channel: true")
 
     def statistic(self, rows: Tensor, /) -> Parts:
-        return {} if self.per_channel else {"amax": absmax(admit(rows))}
+        return {} if self.per_channel else {"amax": absmax_of_all(admit(rows))}
 
     def quantize(self, weight: Tensor, /, *, amax: Tensor | None = None) -> Parts:
         weight = admit(weight)
         if self.legacy:
-            scale = legacy_scale(weight, absmax(weight, 1), TOP)
-            codes = _ties_away(legacy_quotient(weight, scale).clamp_(-TOP, TOP))
+            scale = legacy_scale(weight, absmax_of_rows(weight), TOP)
+            codes = _ties_away(legacy_quotient(weight, scale).clamp_(-TOP, TOP)).to(torch.float8_e4m3fn)
         else:
-            reach = absmax(weight, 1) if amax is None else amax
+            reach = absmax_of_rows(weight) if amax is None else amax
             scale = scale_for(reach.expand(weight.shape[0], 1), TOP)
             if self.scale_rule == "mse":
-                scale = best_scale(weight, scale, OCTAVE, _residual)
-            codes = weight.to(torch.float32, copy=True).div_(scale).clamp_(-TOP, TOP)
-        return {"weight": codes.to(torch.float8_e4m3fn), "scale": scale}
+                scale = best_scale(weight, scale, OCTAVE, _cost)
+            codes = _codes(weight, scale)
+        return {"weight": codes, "scale": scale}
 
     def dequantize(self, parts: Parts, /) -> Tensor:
         return decode_e4m3(parts["weight"]).mul_(parts["scale"].float())
 
     def step(self, parts: Parts, /) -> Tensor:
         return _binade(decode_e4m3(parts["weight"])).mul_(2.0**-3).mul_(parts["scale"].float())
+
+
+def _codes(weight: Tensor, scale: Tensor) -> Tensor:
+    if _loops.suit(weight):
+        return _loops.e4m3_codes(weight, scale)
+    return by_pieces(lambda rows, of: in_steps(rows, of).clamp_(-TOP, TOP).to(torch.float8_e4m3fn), weight, scale)
+
+
+def _cost(weight: Tensor, scale: Tensor) -> Tensor:
+    if _loops.suit(weight):
+        return _loops.e4m3_costs(weight, scale)
+    return by_pieces(lambda rows, of: sum_of_squares(_residual(rows, of)), weight, scale)
 
 
 def _binade(values: Tensor) -> Tensor:
@@ -88,7 +101,7 @@ def _residual(rows: Tensor, scale: Tensor) -> Tensor:
 
     Adding 1.5 * 2^23 steps leaves a float32 no bit below the step; taking them off again gives the rounded value.
     """
-    exact = rows / scale
+    exact = in_steps(rows, scale)
     binade = _binade(exact)
     steps = 1.5 * 2.0**20
     return torch.add(exact, binade, alpha=steps).sub_(binade, alpha=steps).sub_(exact)

@@ -13,9 +13,10 @@ from converter_core.errors import Refused
 from converter_core.hookspecs import hookimpl
 from converter_core.interfaces import Quantizer
 
-from ._bits import absmax, admit
+from . import _loops
+from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces
 from ._parity import Numerics, Parity
-from ._rows import best_scale, legacy_quotient, legacy_scale, scale_for
+from ._rows import best_scale, in_steps, legacy_quotient, legacy_scale, scale_for, sum_of_squares
 
 if TYPE_CHECKING:
     from converter_core.specs import Parts
@@ -62,7 +63,7 @@ class Int8(Parity, Quantizer):
             return {}
         weight = admit(rows)
         if self.symmetric:
-            return {"amax": absmax(weight)}
+            return {"amax": absmax_of_all(weight)}
         return {"below": _below(weight).amax(0).view(()), "above": _above(weight).amax(0).view(())}
 
     def quantize(
@@ -77,23 +78,23 @@ class Int8(Parity, Quantizer):
         weight = admit(weight)
         rows = weight.shape[0]
         if self.legacy:
-            scale = legacy_scale(weight, absmax(weight, 1), 127)
+            scale = legacy_scale(weight, absmax_of_rows(weight), 127)
             codes = legacy_quotient(weight, scale).round_().clamp_(-128, 127)
             return {"weight": codes.to(torch.int8), "scale": scale}
         if self.symmetric:
-            reach = absmax(weight, 1) if amax is None else amax
+            reach = absmax_of_rows(weight) if amax is None else amax
             scale = scale_for(reach.expand(rows, 1), 127)
             if self.scale_rule == "mse":
-                scale = best_scale(weight, scale, CLIPPED, _residual)
+                scale = best_scale(weight, scale, CLIPPED, _cost)
             return {"weight": _codes(weight, scale), "scale": scale}
         low = (_below(weight) if below is None else below).expand(rows, 1)
         high = (_above(weight) if above is None else above).expand(rows, 1)
         full = torch.full_like(low, 255)
         scale = scale_for(low / full + high / full, 1)
         if self.scale_rule == "mse":
-            scale = best_scale(weight, scale, CLIPPED, _affine_residual, low)
+            scale = best_scale(weight, scale, CLIPPED, _affine_cost, low)
         point = _zero_point(low, scale)
-        return {"weight": _codes(weight, scale, point), "scale": scale, "zero_point": point.to(torch.int8)}
+        return {"weight": _affine_codes(weight, scale, point), "scale": scale, "zero_point": point.to(torch.int8)}
 
     def dequantize(self, parts: Parts, /) -> Tensor:
         codes = parts["weight"].float()
@@ -105,22 +106,36 @@ class Int8(Parity, Quantizer):
         return parts["scale"].float().expand(parts["weight"].shape).contiguous()
 
 
-def _codes(weight: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    return _clamped(weight.to(torch.float32, copy=True).div_(scale).round_(), zero).to(torch.int8)
+def _codes(weight: Tensor, scale: Tensor) -> Tensor:
+    if _loops.suit(weight):
+        return _loops.int8_codes(weight, scale)
+    return by_pieces(lambda rows, of: in_steps(rows, of).round_().clamp_(-127, 127).to(torch.int8), weight, scale)
 
 
-def _residual(rows: Tensor, scale: Tensor) -> Tensor:
-    exact = rows / scale
-    return _clamped(exact.round(), None).sub_(exact)
+def _affine_codes(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    def codes(rows: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        return in_steps(rows, scale).round_().add_(zero).clamp_(-128, 127).to(torch.int8)
+
+    return by_pieces(codes, weight, scale, zero)
 
 
-def _affine_residual(rows: Tensor, scale: Tensor, low: Tensor) -> Tensor:
-    exact, zero = rows / scale, _zero_point(low, scale)
-    return _clamped(exact.round(), zero).sub_(zero).sub_(exact)
+def _cost(weight: Tensor, scale: Tensor) -> Tensor:
+    if _loops.suit(weight):
+        return _loops.int8_costs(weight, scale)
+
+    def cost(rows: Tensor, scale: Tensor) -> Tensor:
+        exact = in_steps(rows, scale)
+        return sum_of_squares(exact.round().clamp_(-127, 127).sub_(exact))
+
+    return by_pieces(cost, weight, scale)
 
 
-def _clamped(steps: Tensor, zero: Tensor | None) -> Tensor:
-    return steps.clamp_(-127, 127) if zero is None else steps.add_(zero).clamp_(-128, 127)
+def _affine_cost(weight: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    def cost(rows: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        exact = in_steps(rows, scale)
+        return sum_of_squares(exact.round().add_(zero).clamp_(-128, 127).sub_(zero).sub_(exact))
+
+    return by_pieces(cost, weight, scale, _zero_point(low, scale))
 
 
 def _zero_point(low: Tensor, scale: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor
 from converter_core.hookspecs import hookimpl
 from converter_core.interfaces import Quantizer
 
-from ._bits import admit
-from ._fp4 import SIXTH, as_kernel_reads, blocks, decode, encode, encode_as_kernel, steps
+from . import _loops
+from ._bits import absmax, admit, by_pieces
+from ._fp4 import SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, scaled, steps
 from ._parity import Numerics, Parity
 
 if TYPE_CHECKING:
@@ -51,23 +52,18 @@ class Mxfp4(Parity, Quantizer):
         weight = admit(weight, WIDTH)
         if self.legacy:
             weight = as_kernel_reads(weight)
-            values, most = blocks(weight, WIDTH)
+        most = absmax(weight, WIDTH).view(weight.shape[0], -1)
+        if self.legacy:
             scale = _rceil(most)
             reciprocal = _reciprocal(scale).masked_fill_(scale == 0, torch.inf)  # the kernel's flushes to zero first
-            codes = encode_as_kernel(values.mul_(reciprocal.unsqueeze(-1)), weight)
-            return {"weight": codes, "scale": scale.to(torch.uint8)}
-        values, most = blocks(weight, WIDTH)
+            return {"weight": encode_as_kernel(weight, reciprocal), "scale": scale.to(torch.uint8)}
         rule = self.scale_rule or "mse"
         if rule == "mse":
             scale = _floor(most)
-            values.mul_(_reciprocal(scale).unsqueeze(-1))
-            up = (_rceil(most) - scale).mul_(_floor_is_better(values).logical_not_())
-            values.mul_(up.float().mul_(-0.5).add_(1).unsqueeze(-1))
-            scale += up
+            scale += (_rceil(most) - scale).mul_(_floor_is_better(weight, _reciprocal(scale)).logical_not_())
         else:
             scale = {"rceil": _rceil, "floor": _floor, "even": _even}[rule](most)
-            values.mul_(_reciprocal(scale).unsqueeze(-1))
-        return {"weight": encode(values, weight), "scale": scale.to(torch.uint8)}
+        return {"weight": encode(weight, _reciprocal(scale)), "scale": scale.to(torch.uint8)}
 
     def dequantize(self, parts: Parts, /) -> Tensor:
         return _scaled(decode(parts["weight"]), parts["scale"])
@@ -93,20 +89,26 @@ def _even(most: Tensor) -> Tensor:
     return _floor((most.view(torch.int32) + 0x200000).view(torch.float32))
 
 
-def _floor_is_better(values: Tensor) -> Tensor:
+def _floor_is_better(weight: Tensor, per_step: Tensor) -> Tensor:
     """Blocks [O, I / 32] whose squared error is smaller with floor's power of two than with the next.
 
-    values: |weight| in units of floor's power of two, below 8. There the two grids differ only below 2, where floor's
-    has the halves as well, and above 7, where floor's saturates at 6 and the other has 8. So the difference of the
-    squared errors is a sum of |x - round(x)| - 1/4 where that is positive (x < 2), less one of 4 (x - 7) where x > 7;
-    it is never negative where the kernel takes floor itself (all x up to 6). Added in fixed point, in which no order
-    shows, and which is exact for bf16 and fp16.
+    per_step: the reciprocal of floor's power of two, in units of which all magnitudes are below 8. There the two grids
+    differ only below 2, where floor's has the halves as well, and above 7, where floor's saturates at 6 and the other
+    has 8. So the difference of the squared errors is a sum of |x - round(x)| - 1/4 where that is positive (x < 2), less
+    one of 4 (x - 7) where x > 7; it is never negative where the kernel takes floor itself (all x up to 6). Added in
+    fixed point, in which no order shows, and which is exact for bf16 and fp16.
     """
-    fixed = (values * ONE).to(torch.int32)
-    to_integer = fixed.clamp(max=2 * ONE).add_(ONE // 2).bitwise_and_(ONE - 1).sub_(ONE // 2).abs_()
-    beyond = fixed.sub_(7 * ONE).clamp_(min=0)
-    saved = to_integer.clamp_(min=ONE // 4).sub_(beyond, alpha=4)
-    return saved.sum(-1, dtype=torch.int32) > WIDTH * ONE // 4
+    if _loops.suit(weight):
+        return _loops.floor_is_better(weight, per_step)
+
+    def better(rows: Tensor, per_step: Tensor) -> Tensor:
+        fixed = scaled(rows, per_step).mul_(ONE).to(torch.int32)
+        to_integer = fixed.clamp(max=2 * ONE).add_(ONE // 2).bitwise_and_(ONE - 1).sub_(ONE // 2).abs_()
+        beyond = fixed.sub_(7 * ONE).clamp_(min=0)
+        saved = to_integer.clamp_(min=ONE // 4).sub_(beyond, alpha=4)
+        return saved.sum(-1, dtype=torch.int32) > WIDTH * ONE // 4
+
+    return by_pieces(better, weight, per_step)
 
 
 def _reciprocal(scale: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from converter_core.hookspecs import hookimpl
 from converter_core.interfaces import Quantizer
 
 from . import _calibration
-from ._bits import absmax, admit, as_bf16, decode_e4m3
-from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, blocks, decode, encode, encode_as_kernel, steps
+from ._bits import absmax, absmax_of_all, admit, as_bf16, decode_e4m3
+from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, steps
 from ._nvfp4_scales import better_codes, block_codes, divisors
 from ._parity import Numerics, Parity
 
@@ -58,7 +58,7 @@ class Nvfp4(Parity, Quantizer):
             self.only_exact("scale_rule", self.scale_rule)
 
     def statistic(self, rows: Tensor, /) -> Parts:
-        return {"amax": absmax(admit(rows))}
+        return {"amax": absmax_of_all(admit(rows))}
 
     def inputs(self, weight: WeightInfo, /) -> Parts:
         if self.activation_absmax is None:
@@ -80,15 +80,14 @@ class Nvfp4(Parity, Quantizer):
         if self.legacy:
             weight, rule = as_kernel_reads(weight), "absmax"
         whole = _legacy_global(amax) if self.legacy else _global(amax)
-        values, most = blocks(weight, WIDTH)
-        exact = (most * SIXTH).mul_(whole)
+        most = absmax(weight, WIDTH).view(weight.shape[0], -1)
+        exact = most.mul_(SIXTH).mul_(whole)
         scale = block_codes(exact)
         if rule != "absmax":
             over_four = block_codes(exact.mul_(1.5)) if rule == "four_over_six" else None
-            scale = better_codes(values, scale, whole, over_four)
+            scale = better_codes(weight, scale, whole, over_four)
         per_step = whole * divisors(scale).reciprocal_()
-        values.mul_(per_step.unsqueeze(-1))
-        codes = encode_as_kernel(values, weight) if self.legacy else encode(values, weight)
+        codes = encode_as_kernel(weight, per_step) if self.legacy else encode(weight, per_step)
         parts = {"weight": codes, "scale": scale.to(torch.uint8).view(torch.float8_e4m3fn), "global_scale": whole}
         return parts if input_absmax is None else {**parts, "input_absmax": input_absmax}
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from converter_plugins.quantizers import _loops
 
 F32 = np.float32
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
@@ -108,3 +110,16 @@ def spec() -> SimpleNamespace:
 @pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
+
+
+@pytest.fixture(scope="module", params=["compiled", "torch"], autouse=True)
+def loops(request: pytest.FixtureRequest) -> Iterator[str]:
+    """All that is said of the quantizers holds with the compiled loops and without."""
+    if request.param == "compiled":
+        if _loops._library is None:
+            pytest.skip("the loops are not compiled")
+        yield request.param
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_loops, "_library", None)
+        yield request.param

@@ -1,0 +1,297 @@
+/* The loops over elements, each in one pass over memory; what they compute is said where torch does the same.
+ *
+ * The bytes are torch's: every step rounds as IEEE 754 has it, so nothing may be contracted or reassociated
+ * (-ffp-contract=off, no -ffast-math). Weights are contiguous bf16, fp16 or fp32; scales are contiguous float32.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* one version for each generation of x86, chosen when the library is loaded */
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define LOOP __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) void
+#else
+#define LOOP void
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum { BF16, F16, F32 };
+
+/* a body of its own for each dtype, in which it is a constant */
+#define FOR_DTYPE(dtype, call) \
+    switch (dtype) { \
+    case BF16: { enum { D = BF16 }; call; break; } \
+    case F16: { enum { D = F16 }; call; break; } \
+    default: { enum { D = F32 }; call; } \
+    }
+
+INLINE float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
+
+INLINE uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
+
+INLINE float lower(float a, float b) { return a < b ? a : b; }
+
+INLINE float higher(float a, float b) { return a > b ? a : b; }
+
+INLINE const void *from(const void *x, int dtype, size_t i) { return (const char *)x + i * (dtype == F32 ? 4 : 2); }
+
+INLINE uint32_t magnitude_bits(const void *x, int dtype, size_t i)
+{
+    return dtype == F32 ? ((const uint32_t *)x)[i] & 0x7FFFFFFF : ((const uint16_t *)x)[i] & 0x7FFF;
+}
+
+INLINE uint32_t sign(const void *x, int dtype, size_t i)
+{
+    return dtype == F32 ? ((const uint32_t *)x)[i] >> 31 : ((const uint16_t *)x)[i] >> 15;
+}
+
+INLINE float widened(uint32_t magnitude, int dtype)
+{
+    if (dtype == F32)
+        return as_float(magnitude);
+    if (dtype == BF16)
+        return as_float(magnitude << 16);
+    return as_float(magnitude << 13) * 0x1p112f; /* fp16: the exponents differ by 127 - 15; exact, subnormals too */
+}
+
+INLINE float magnitude(const void *x, int dtype, size_t i) { return widened(magnitude_bits(x, dtype, i), dtype); }
+
+INLINE float value(const void *x, int dtype, size_t i)
+{
+    return as_float(as_bits(magnitude(x, dtype, i)) | sign(x, dtype, i) << 31);
+}
+
+/* The largest magnitude of each of `count` runs of `width` elements. */
+INLINE void absmax_of(const void *x, int dtype, size_t count, size_t width, float *out)
+{
+    for (size_t run = 0; run < count; run++) {
+        const void *p = from(x, dtype, run * width);
+        if (dtype == F32) {
+            uint32_t most = 0;
+            for (size_t i = 0; i < width; i++) {
+                uint32_t bits = magnitude_bits(p, dtype, i);
+                most = bits > most ? bits : most;
+            }
+            out[run] = widened(most, dtype);
+        } else {
+            uint16_t most = 0;
+            for (size_t i = 0; i < width; i++) {
+                uint16_t bits = (uint16_t)magnitude_bits(p, dtype, i);
+                most = bits > most ? bits : most;
+            }
+            out[run] = widened(most, dtype);
+        }
+    }
+}
+
+LOOP absmax(const void *x, int dtype, size_t count, size_t width, float *out)
+{
+    /* the widths of blocks as constants: such short loops are unrolled */
+    if (width == 16) {
+        FOR_DTYPE(dtype, absmax_of(x, D, count, 16, out))
+    } else if (width == 32) {
+        FOR_DTYPE(dtype, absmax_of(x, D, count, 32, out))
+    } else {
+        FOR_DTYPE(dtype, absmax_of(x, D, count, width, out))
+    }
+}
+
+/* 1.5 * 2^23: added to a small number it leaves the nearest integer, ties to even, in the low bits. */
+#define MAGIC 0x1.8p23f
+
+INLINE void int8_codes_of(const void *x, int dtype, size_t rows, size_t columns, const float *scale, int8_t *out)
+{
+    for (size_t row = 0; row < rows; row++) {
+        const void *p = from(x, dtype, row * columns);
+        for (size_t i = 0; i < columns; i++) {
+            float steps = higher(lower(value(p, dtype, i) / scale[row], 127), -127);
+            out[row * columns + i] = (int8_t)as_bits(steps + MAGIC);
+        }
+    }
+}
+
+LOOP int8_codes(const void *x, int dtype, size_t rows, size_t columns, const float *scale, int8_t *out)
+{
+    FOR_DTYPE(dtype, int8_codes_of(x, D, rows, columns, scale, out))
+}
+
+INLINE void e4m3_codes_of(const void *x, int dtype, size_t rows, size_t columns, const float *scale, uint8_t *out)
+{
+    for (size_t row = 0; row < rows; row++) {
+        const void *p = from(x, dtype, row * columns);
+        for (size_t i = 0; i < columns; i++) {
+            float steps = lower(magnitude(p, dtype, i) / scale[row], 448);
+            uint32_t bits = as_bits(steps);
+            /* half a step less one bit, and one more where the code is odd; the exponents differ by 127 - 7 */
+            uint32_t normal = ((bits + 0x7FFFF + (bits >> 20 & 1)) >> 20) - (120 << 3);
+            /* below 2^-6 the step is 2^-9, that of float32 numbers from 2^14 on */
+            uint32_t subnormal = as_bits(steps + 0x1p14f) - as_bits(0x1p14f);
+            uint32_t code = bits < as_bits(0x1p-6f) ? subnormal : normal;
+            out[row * columns + i] = (uint8_t)(code | sign(p, dtype, i) << 7);
+        }
+    }
+}
+
+LOOP e4m3_codes(const void *x, int dtype, size_t rows, size_t columns, const float *scale, uint8_t *out)
+{
+    FOR_DTYPE(dtype, e4m3_codes_of(x, D, rows, columns, scale, out))
+}
+
+/* Sum in the order of `halving_sum`; overwrites the terms. */
+INLINE float halving_sum(float *terms, size_t count)
+{
+    while (count > 1) {
+        size_t half = (count + 1) / 2;
+        for (size_t i = 0; i < count - half; i++)
+            terms[i] += terms[half + i];
+        count = half;
+    }
+    return terms[0];
+}
+
+INLINE void int8_costs_of(const void *x, int dtype, size_t rows, size_t columns, const float *scale, float *terms,
+                          float *out)
+{
+    for (size_t row = 0; row < rows; row++) {
+        const void *p = from(x, dtype, row * columns);
+        for (size_t i = 0; i < columns; i++) {
+            float exact = value(p, dtype, i) / scale[row];
+            float error = higher(lower((exact + MAGIC) - MAGIC, 127), -127) - exact;
+            terms[i] = error * error;
+        }
+        out[row] = halving_sum(terms, columns);
+    }
+}
+
+/* Squared error of each row in steps of its scale. terms: `columns` float32 to work in. */
+LOOP int8_costs(const void *x, int dtype, size_t rows, size_t columns, const float *scale, float *terms, float *out)
+{
+    FOR_DTYPE(dtype, int8_costs_of(x, D, rows, columns, scale, terms, out))
+}
+
+INLINE void e4m3_costs_of(const void *x, int dtype, size_t rows, size_t columns, const float *scale, float *terms,
+                          float *out)
+{
+    for (size_t row = 0; row < rows; row++) {
+        const void *p = from(x, dtype, row * columns);
+        for (size_t i = 0; i < columns; i++) {
+            float exact = value(p, dtype, i) / scale[row];
+            float binade = higher(as_float(as_bits(exact) & 0x7F800000), 0x1p-6f);
+            float shift = binade * 0x1.8p20f;
+            float error = ((exact + shift) - shift) - exact;
+            terms[i] = error * error;
+        }
+        out[row] = halving_sum(terms, columns);
+    }
+}
+
+LOOP e4m3_costs(const void *x, int dtype, size_t rows, size_t columns, const float *scale, float *terms, float *out)
+{
+    FOR_DTYPE(dtype, e4m3_costs_of(x, D, rows, columns, scale, terms, out))
+}
+
+/* Elements whose intermediate results stay in the nearest cache; a multiple of every width. */
+#define RUN 1024
+
+INLINE void e2m1_codes_of(const void *x, int dtype, size_t blocks, size_t width, const float *per_step, uint8_t *out)
+{
+    float steps[RUN];
+    uint16_t pairs[RUN / 2];
+    uint8_t *codes = (uint8_t *)pairs;
+    for (size_t first = 0; first < blocks * width; first += RUN) {
+        size_t count = blocks * width - first < RUN ? blocks * width - first : RUN;
+        const void *p = from(x, dtype, first);
+        for (size_t block = 0; block < count / width; block++)
+            for (size_t i = block * width; i < (block + 1) * width; i++)
+                steps[i] = magnitude(p, dtype, i) * per_step[first / width + block];
+        for (size_t i = 0; i < count; i++) {
+            float code = lower(lower(2 * steps[i] + MAGIC, steps[i] + (MAGIC + 2)),
+                               lower(0.5f * steps[i] + (MAGIC + 4), MAGIC + 7));
+            codes[i] = (uint8_t)((as_bits(code) & 7) | sign(p, dtype, i) << 3);
+        }
+        for (size_t i = 0; i < count / 2; i++) {
+            uint32_t pair = pairs[i];
+            int little_endian = (union { uint16_t word; uint8_t first; }){1}.first;
+            out[first / 2 + i] = (uint8_t)(little_endian ? pair | pair >> 4 : pair >> 8 | pair << 4);
+        }
+    }
+}
+
+LOOP e2m1_codes(const void *x, int dtype, size_t blocks, size_t width, const float *per_step, uint8_t *out)
+{
+    if (width == 16) {
+        FOR_DTYPE(dtype, e2m1_codes_of(x, D, blocks, 16, per_step, out))
+    } else {
+        FOR_DTYPE(dtype, e2m1_codes_of(x, D, blocks, 32, per_step, out))
+    }
+}
+
+#define ONE (1 << 22)
+
+INLINE void floor_is_better_of(const void *x, int dtype, size_t blocks, const float *per_step, uint8_t *out)
+{
+    for (size_t block = 0; block < blocks; block++) {
+        const void *p = from(x, dtype, block * 32);
+        int32_t saved = 0;
+        for (size_t i = 0; i < 32; i++) {
+            int32_t fixed = (int32_t)(magnitude(p, dtype, i) * per_step[block] * ONE);
+            int32_t low = fixed < 2 * ONE ? fixed : 2 * ONE;
+            int32_t to_integer = ((low + ONE / 2) & (ONE - 1)) - ONE / 2;
+            to_integer = to_integer < 0 ? -to_integer : to_integer;
+            int32_t beyond = fixed > 7 * ONE ? fixed - 7 * ONE : 0;
+            saved += (to_integer > ONE / 4 ? to_integer : ONE / 4) - 4 * beyond;
+        }
+        out[block] = saved > 32 * (ONE / 4);
+    }
+}
+
+LOOP floor_is_better(const void *x, int dtype, size_t blocks, const float *per_step, uint8_t *out)
+{
+    FOR_DTYPE(dtype, floor_is_better_of(x, D, blocks, per_step, out))
+}
+
+#define STEPS 8
+typedef float row_of_sums __attribute__((vector_size(STEPS * sizeof(float))));
+typedef int32_t row_of_keys __attribute__((vector_size(STEPS * sizeof(int32_t))));
+
+INLINE void best_steps_of(const void *x, int dtype, size_t blocks, const float *bins_per_unit, const float *shift,
+                          const uint8_t *allowed, const float *table, int32_t last, uint8_t *out)
+{
+    const row_of_keys number = {0, 1, 2, 3, 4, 5, 6, 7};
+    int32_t bins[RUN];
+    for (size_t first = 0; first < blocks; first += RUN / 16) {
+        size_t count = blocks - first < RUN / 16 ? blocks - first : RUN / 16;
+        const void *p = from(x, dtype, first * 16);
+        for (size_t block = 0; block < count; block++)
+            for (size_t i = block * 16; i < (block + 1) * 16; i++) {
+                int32_t bin = (int32_t)(magnitude(p, dtype, i) * bins_per_unit[first + block] + shift[first + block]);
+                bin = bin < 0 ? 0 : bin;
+                bins[i] = bin > last ? last : bin;
+            }
+        for (size_t block = 0; block < count; block++) {
+            row_of_sums even = {0}, odd = {0};
+            for (size_t i = block * 16; i < (block + 1) * 16; i += 2) {
+                row_of_sums one, other;
+                memcpy(&one, table + (size_t)bins[i] * STEPS, sizeof one);
+                memcpy(&other, table + (size_t)bins[i + 1] * STEPS, sizeof other);
+                even += one;
+                odd += other;
+            }
+            /* the sum and, in the last three bits, whose it is */
+            row_of_keys closed = ~((int32_t)allowed[first + block] >> number) & 1;
+            row_of_keys keys = __builtin_convertvector(even + odd, row_of_keys) * STEPS + number + (closed << 30);
+            int32_t best = keys[0];
+            for (int step = 1; step < STEPS; step++)
+                best = keys[step] < best ? keys[step] : best;
+            out[first + block] = (uint8_t)(best & (STEPS - 1));
+        }
+    }
+}
+
+/* Which column of `table` (last + 1 rows) sums up least over the rows that the elements of each block fall into; of
+ * equals the first, the first of all being always allowed. Integers that float32 adds exactly. */
+LOOP best_steps(const void *x, int dtype, size_t blocks, const float *bins_per_unit, const float *shift,
+                const uint8_t *allowed, const float *table, int32_t last, uint8_t *out)
+{
+    FOR_DTYPE(dtype, best_steps_of(x, D, blocks, bins_per_unit, shift, allowed, table, last, out))
+}

@@ -1,0 +1,107 @@
+"""The loops over elements in C: one pass over memory each, and without the interpreter's lock.
+
+``_loops.c`` is compiled on installation where there is a C compiler. Without it, on other devices than a CPU, and with
+``CONVERTER_PURE_TORCH=1``, torch does the same in a dozen passes. The bytes do not differ.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+VARIABLE = "CONVERTER_PURE_TORCH"
+LIBRARY = "_compiled_loops"
+
+_DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+_WEIGHT = (_POINTER, _INT, _SIZE)
+_ARGUMENTS = {
+    "absmax": (*_WEIGHT, _SIZE, _POINTER),
+    "int8_codes": (*_WEIGHT, _SIZE, _POINTER, _POINTER),
+    "e4m3_codes": (*_WEIGHT, _SIZE, _POINTER, _POINTER),
+    "int8_costs": (*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
+    "e4m3_costs": (*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
+    "e2m1_codes": (*_WEIGHT, _SIZE, _POINTER, _POINTER),
+    "floor_is_better": (*_WEIGHT, _POINTER, _POINTER),
+    "best_steps": (*_WEIGHT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
+}
+
+
+def _load() -> ctypes.CDLL | None:
+    if os.environ.get(VARIABLE, "") not in ("", "0"):
+        return None
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(LIBRARY + suffix)
+        if path.is_file():
+            library = ctypes.CDLL(str(path))
+            for name, arguments in _ARGUMENTS.items():
+                function = getattr(library, name)
+                function.argtypes, function.restype = arguments, None
+            return library
+    return None
+
+
+_library = _load()
+
+
+def suit(weight: Tensor) -> bool:
+    """Whether these loops are there for a weight."""
+    return _library is not None and weight.device.type == "cpu"
+
+
+def absmax(weight: Tensor, width: int) -> Tensor:
+    """Of each run of ``width`` elements, float32, flat."""
+    out = torch.empty(weight.numel() // width)
+    _call("absmax", weight, out.numel(), width, out)
+    return out
+
+
+def int8_codes(weight: Tensor, scale: Tensor) -> Tensor:
+    return _by_row("int8_codes", weight, scale, torch.empty(weight.shape, dtype=torch.int8))
+
+
+def e4m3_codes(weight: Tensor, scale: Tensor) -> Tensor:
+    return _by_row("e4m3_codes", weight, scale, torch.empty(weight.shape, dtype=torch.float8_e4m3fn))
+
+
+def int8_costs(weight: Tensor, scale: Tensor) -> Tensor:
+    return _by_row("int8_costs", weight, scale, torch.empty(weight.shape[1]), torch.empty(weight.shape[0], 1))
+
+
+def e4m3_costs(weight: Tensor, scale: Tensor) -> Tensor:
+    return _by_row("e4m3_costs", weight, scale, torch.empty(weight.shape[1]), torch.empty(weight.shape[0], 1))
+
+
+def e2m1_codes(weight: Tensor, per_step: Tensor) -> Tensor:
+    out = torch.empty(weight.shape[0], weight.shape[1] // 2, dtype=torch.uint8)
+    _call("e2m1_codes", weight, per_step.numel(), weight.numel() // per_step.numel(), per_step, out)
+    return out
+
+
+def floor_is_better(weight: Tensor, per_step: Tensor) -> Tensor:
+    out = torch.empty(per_step.shape, dtype=torch.bool)
+    _call("floor_is_better", weight, per_step.numel(), per_step, out)
+    return out
+
+
+def best_steps(weight: Tensor, bins_per_unit: Tensor, shift: Tensor, allowed: Tensor, table: Tensor) -> Tensor:
+    out = torch.empty(shift.shape, dtype=torch.uint8)
+    last = table.shape[0] - 1
+    _call("best_steps", weight, shift.numel(), bins_per_unit, shift, allowed, table, last, out)
+    return out
+
+
+def _by_row(name: str, weight: Tensor, scale: Tensor, *out: Tensor) -> Tensor:
+    _call(name, weight, weight.shape[0], weight.shape[1], scale, *out)
+    return out[-1]
+
+
+def _call(name: str, weight: Tensor, count: int, *arguments: Tensor | int) -> None:
+    kept = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]  # what is to be filled is so already
+    pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in kept]
+    getattr(_library, name)(weight.data_ptr(), _DTYPES[weight.dtype], count, *pointers)
