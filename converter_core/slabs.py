@@ -150,6 +150,7 @@ class _Task:
         self.rows = job.outcome.spec.shape[0] if job.outcome.spec.shape else 1
         self._last: tuple[int, int, Tensor] | None = None
         self._checked = 0
+        self._advised: dict[str, int] = {}
 
     def slabs(self) -> Iterator[tuple[int, int]]:
         return _runs(0, self.rows, self.cut.slab)
@@ -208,7 +209,7 @@ class _Task:
         buffer = raw(host)
         for _, key, spec, begin, at in spans:
             checkpoint.read(key, begin, buffer[at : at + spec.nbytes])
-            checkpoint.will_need(key, begin + spec.nbytes, READ_AHEAD)
+            self._read_ahead(key, begin + spec.nbytes)
         device = lane.upload(host)
         sources = {role: typed(device[at : at + spec.nbytes], spec) for role, _, spec, _, at in spans}
         if stop > self._checked:
@@ -216,6 +217,14 @@ class _Task:
                 check_finite(sources[role], f"{checkpoint.file_of(key)}: {key!r}", start)
             self._checked = stop
         return sources
+
+
+    def _read_ahead(self, key: str, at: int) -> None:
+        """Keeps the file system at least half of ``READ_AHEAD`` ahead of byte ``at`` of a tensor."""
+        if at + READ_AHEAD // 2 > self._advised.get(key, 0):
+            begin = max(at, self._advised.get(key, 0))
+            self._advised[key] = at + READ_AHEAD
+            self.worker.checkpoint.will_need(key, begin, at + READ_AHEAD - begin)
 
 
 def _runs(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:

@@ -35,7 +35,7 @@ def test_it_is_offered_as_the_last_resort() -> None:
     assert backend.last_resort
     assert list(backend.devices()) == [CPU]
     assert backend.free_memory(CPU) > 2**20
-    assert backend.slab_bytes(CPU) == 128 * 5120 * 2
+    assert backend.slab_bytes(CPU) == 256 * 5120 * 2
 
 
 def test_the_buffer_starts_at_a_page_and_is_reused() -> None:
