@@ -103,7 +103,7 @@ class Int8(Parity, Quantizer):
         return codes.mul_(parts["scale"].float())
 
     def step(self, parts: Parts, /) -> Tensor:
-        return parts["scale"].float().expand(parts["weight"].shape).contiguous()
+        return parts["scale"].float().expand(parts["weight"].shape)
 
 
 def _codes(weight: Tensor, scale: Tensor) -> Tensor:
