@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from converter_core.safetensors_file import SAFETENSORS
+from converter_core.sample import write_headers_only
 from converter_core.specs import OutputTensor, PlannedWeight, Source, WeightInfo
 from converter_core.tensors import raw, torch_dtype
 from converter_plugins.models.wan_dit import VARIANTS
@@ -38,3 +40,15 @@ def build(folder: Path, blocks: int, dtype: str = "BF16") -> int:
             left -= count
             at = (at + count + 1_000_003 * 8) % len(data) if count == len(data) - at else 0
     return placed.size
+
+
+def main(folder: str, blocks: str, dtype: str) -> None:
+    """blocks: their number, or ``headers`` for all of the 14B without data."""
+    if blocks == "headers":
+        write_headers_only(Path(folder), VARIANTS["I2V-14B"].inventory(dtype))
+    else:
+        build(Path(folder), int(blocks), dtype)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

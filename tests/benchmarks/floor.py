@@ -18,15 +18,14 @@ def main(source: str, output: str, written: str) -> None:
     if total:
         os.posix_fallocate(writer, 0, total)
 
-    def half(number: int) -> None:
-        buffer = bytearray(BLOCK)
-        for at in range(number * BLOCK, max(size, total), 2 * BLOCK):
-            if at < size:
-                os.preadv(reader, [buffer], at)
-            if at < total:
-                os.pwrite(writer, buffer[: min(BLOCK, total - at)], at)
+    def every_second(number: int) -> None:
+        buffer = memoryview(bytearray(BLOCK))
+        for at in range(number * BLOCK, size, 2 * BLOCK):
+            os.preadv(reader, [buffer], at)
+            start, stop = at * total // size, min(at + BLOCK, size) * total // size
+            os.pwrite(writer, buffer[: stop - start], start)
 
-    threads = [threading.Thread(target=half, args=(number,)) for number in range(2)]
+    threads = [threading.Thread(target=every_second, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
