@@ -218,7 +218,6 @@ class _Task:
             self._checked = stop
         return sources
 
-
     def _read_ahead(self, key: str, at: int) -> None:
         """Keeps the file system at least half of ``READ_AHEAD`` ahead of byte ``at`` of a tensor."""
         if at + READ_AHEAD // 2 > self._advised.get(key, 0):

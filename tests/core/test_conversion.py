@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from converter_core import conversion, slabs
+from converter_core.checkpoint import Checkpoint
 from converter_core.conversion import convert
 from converter_core.errors import ConversionError, ConverterError, PlanError
 from converter_core.hookspecs import hookimpl
@@ -115,6 +117,22 @@ def test_bytes_do_not_depend_on_workers_or_slabs(
         convert(asked(scheme, **{"output.path": str(out), "performance.num_workers": workers}))
         seen.append({name: digest for name, digest in digests(out).items() if "manifest" not in name})
     assert all(other == seen[0] for other in seen)
+
+
+def test_what_will_be_read_is_told_ahead_and_once(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, list[tuple[int, int]]] = {}
+    monkeypatch.setattr(slabs, "READ_AHEAD", 4_000)
+    monkeypatch.setattr("converter_plugins.devices.cpu.Cpu.slab_bytes", lambda self, device: 1_000)
+    monkeypatch.setattr(
+        Checkpoint,
+        "will_need",
+        lambda self, key, start, nbytes: told.setdefault(key, []).append((start, start + nbytes)),
+    )
+    convert(asked("int8"))
+    spans = told["blocks.0.ffn.2.weight"]
+    assert len(spans) > 3
+    assert all(stop == start for (_, stop), (start, _) in pairwise(spans))
+    assert spans[-1][1] >= tensors_of(Path(asked()["source"]["path"]))["blocks.0.ffn.2.weight"].nbytes
 
 
 def test_single_file_equals_by_block_tensor_for_tensor(asked: Any, tmp_path: Path) -> None:
