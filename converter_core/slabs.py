@@ -94,6 +94,11 @@ class Worker:
         for start, stop in task.slabs():
             parts = task.quantized(start, stop, given)
             encoded = self.target.encode(job.quantizer.format, parts)
+            if unplanned := encoded.keys() - {output.role for output in job.outputs}:
+                raise ConversionError(
+                    f"{job.info.name}: {job.quantizer.name} made {', '.join(sorted(unplanned))} of it, though not of "
+                    "zeros; quantize must not branch on values"
+                )
             stored = self.lane.download({role: tensor.contiguous() for role, tensor in encoded.items()})
             for output in job.outputs:
                 self._write(task, output, stored, start, write, once)

@@ -244,6 +244,17 @@ class Fickle(Quantizer):
 
 
 @dataclass(frozen=True)
+class Sparing(Fickle):
+    """Has a scale only where there is something to scale."""
+
+    name: ClassVar[str] = "sparing"
+
+    def quantize(self, weight: Tensor, /) -> dict[str, Tensor]:
+        codes = {"weight": weight.float()}
+        return {**codes, "scale": weight.new_ones(weight.shape[0], 1)} if bool(weight.any()) else codes
+
+
+@dataclass(frozen=True)
 class Whole(Quantizer):
     """Knows nothing of slabs."""
 
@@ -289,7 +300,7 @@ def strange() -> Any:
     class Plugin:
         @hookimpl
         def converter_quantizers(self) -> list[type[Quantizer]]:
-            return [Liar, Fickle, Whole, Crash, Hungry]
+            return [Liar, Fickle, Sparing, Whole, Crash, Hungry]
 
     return load_plugins(extra=[Plugin()])
 
@@ -307,6 +318,12 @@ def test_a_false_row_tile_shows_itself(asked: Any, strange: Any, monkeypatch: py
 def test_a_result_that_differs_from_the_trial_is_not_written(asked: Any, strange: Any, tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=r"came out as F16.*planned.*F32"):
         convert(strangers(asked, "fickle"), registry=strange)
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_a_part_that_the_trial_did_not_show_is_not_dropped(asked: Any, strange: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"blocks.*: sparing made scale of it, though not of zeros"):
+        convert(strangers(asked, "sparing"), registry=strange)
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
