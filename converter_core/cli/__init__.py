@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -21,6 +22,13 @@ _USAGE_ERROR = typer.BadParameter.__bases__[0]  # click's, or typer's own copy o
 
 def main() -> NoReturn:
     gc.set_threshold(100_000)  # importing torch makes that many objects, which all stay
+    with Path(os.devnull).open("w") as nowhere:
+        sys.stdout = sys.stdout or nowhere  # none where the caller closed it
+        sys.stderr = sys.stderr or nowhere
+        _run_and_end()
+
+
+def _run_and_end() -> NoReturn:
     code = run()
     atexit._run_exitfuncs()
     try:

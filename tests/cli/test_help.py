@@ -50,3 +50,12 @@ def test_python_dash_m():
         [sys.executable, "-m", "converter_core", "--version"], capture_output=True, text=True, timeout=60
     )
     assert found.stdout == f"model-converter {version('model-converter')}\n"
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_closed_stream_is_no_fault(closed):
+    command = [sys.executable, "-m", "converter_core", "plugins"]
+    run = f"import os; os.close({closed}); os.execv({sys.executable!r}, {command!r})"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stdout + done.stderr
