@@ -127,9 +127,9 @@ class Worker:
         data = raw(tensor)
         if tensor.dtype != torch_dtype(output.spec.dtype) or len(data) != expected:
             raise ConversionError(
-                f"{output.key}: rows from {start} came out as {dtype_name(tensor.dtype)} {list(tensor.shape)}, planned "
-                f"were {expected} bytes of {output.spec}; {job.quantizer.name} or {self.target.name} does not do "
-                "with data what it does with zeros"
+                f"{output.key}: rows from {start} came out as {dtype_name(tensor.dtype)} {list(tensor.shape)}, which "
+                f"is not their share of {output.spec}; {job.quantizer.name} or {self.target.name} does not do with "
+                "data what it does with zeros"
             )
         cast = not isinstance(job.quantizer, Keep) or job.quantizer.dtype is not None
         if cast:

@@ -7,25 +7,29 @@ shapes and dtypes of what it will make of data; how they grow with the rows is r
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from .errors import Refused
+from .errors import PluginError, Refused, shown
 from .interfaces import ModelAdapter, Quantizer, Target
+from .keep import Keep
 from .specs import TensorSpec
 from .tensors import dtype_name, spec_of, torch_dtype
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .specs import Parts
 
 # The first arithmetic on meta tensors imports torch._dynamo (1 s, 71 MiB with torch 2.13): only where zeros would be
 # large, which happens to whole-weight quantizers alone.
 LARGEST_ZEROS = 4 << 20
+
+_NOT_A_PLUGIN = tuple(f"{Path(module).parent}/" for module in (__file__, torch.__file__))
 
 
 @dataclass(frozen=True)
@@ -58,23 +62,22 @@ class Trials:
     def __init__(self, adapter: ModelAdapter, target: Target) -> None:
         self.adapter = adapter
         self.target = target
-        self._seen: dict[object, Outcome | Refused] = {}
+        self._seen: dict[object, Outcome | Refused | PluginError] = {}
 
     def run(self, quantizer: Quantizer, sources: Mapping[str, Piece], inputs: Mapping[str, TensorSpec]) -> Outcome:
-        """Raises Refused, with the plugin's reason or the last words of what it raised."""
+        """Raises Refused with the plugin's reason; PluginError if it raises something else or breaks its contract."""
         case = (quantizer, tuple(sources.items()), tuple(inputs.items()))
         if case not in self._seen:
             try:
                 self._seen[case] = _Trial(self.adapter, self.target, quantizer, sources, inputs).outcome()
-            except Refused as refusal:
-                self._seen[case] = refusal
-            except Exception as error:  # a plugin that fails on the shape, in its or torch's own words
-                words = str(error).strip().split("\n")[0]
-                self._seen[case] = Refused(f"{type(error).__name__}: {words}")
+            except (Refused, PluginError) as error:
+                self._seen[case] = error
+            except Exception as error:
+                self._seen[case] = PluginError(_told(error))
         result = self._seen[case]
-        if isinstance(result, Refused):
-            raise Refused(*result.problems)
-        return result
+        if isinstance(result, Outcome):
+            return result
+        raise type(result)(*result.problems)
 
 
 class _Trial:
@@ -144,7 +147,26 @@ class _Trial:
         statistic = self.quantizer.statistic(weight)
         given = {name: _stand_in(spec).to(weight.device) for name, spec in self.inputs.items()}
         parts = self.quantizer.quantize(weight, **given, **statistic)
+        if not isinstance(self.quantizer, Keep):
+            self._check(parts, weight)
         return self._spec(weight), bool(statistic), parts
+
+    def _check(self, parts: Parts, weight: Tensor) -> None:
+        """That the parts are parts, and stand for a weight of this shape by the quantizer's own account."""
+        if not isinstance(parts, Mapping) or not all(isinstance(part, Tensor) for part in parts.values()):
+            raise PluginError(f"quantize must return a dict of tensors by role, not {_type_of(parts)}")
+        if "weight" not in parts:
+            raise PluginError(f"quantize must name one of its parts weight; it returns {', '.join(map(str, parts))}")
+        try:
+            restored, step = self.quantizer.dequantize(parts), self.quantizer.step(parts)
+        except Exception:
+            if weight.device.type == "meta":  # only quantize must do without values
+                return
+            raise
+        if not isinstance(restored, Tensor) or restored.dtype != torch.float32 or restored.shape != weight.shape:
+            raise PluginError(f"dequantize must give float32 {list(weight.shape)} here, not {_type_of(restored)}")
+        if step is not None and (not isinstance(step, Tensor) or step.shape != weight.shape):
+            raise PluginError(f"step must give the weight's shape, {list(weight.shape)} here, not {_type_of(step)}")
 
     def _encode(self, parts: Parts) -> dict[str, TensorSpec]:
         stored = self.target.encode(self.quantizer.format, parts)
@@ -175,6 +197,24 @@ def _stack(one: TensorSpec, two: TensorSpec, three: TensorSpec, rest: TensorSpec
     height = one.shape[0]
     tail = rest is None or (bool(rest.shape) and rest == one.rows(rest.shape[0]))
     return tail and two == one.rows(2 * height) and three == one.rows(3 * height)
+
+
+def _told(error: Exception) -> str:
+    """What a plugin raised, in its or torch's own words, and where in the plugin's code."""
+    words = str(error).strip().partition("\n")[0]
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_A_PLUGIN)
+    ]
+    where = f" ({shown(frames[-1].filename)}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    return f"{type(error).__name__}: {words}{where}"
+
+
+def _type_of(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{role}: {_type_of(part)}" for role, part in value.items()) or "an empty one"
+    return type(value).__name__
 
 
 def _stand_in(spec: TensorSpec) -> Tensor:

@@ -219,9 +219,6 @@ class Run:
                     if rows.shape != decoded.weight.shape:
                         return report, f"decodes to {list(decoded.weight.shape)}, its source is {list(rows.shape)}"
                     step = quantizer.step(decoded.parts)
-                    if step is not None and step.shape != rows.shape:
-                        name = weight.stored.format
-                        return report, f"step of {name} gives {list(step.shape)} for rows of {list(rows.shape)}"
                     sums.add(start, rows, decoded.weight, step)
                     self.team.advance(source.nbytes(info) * (stop - start) // max(slices.rows, 1))
         if source is None:

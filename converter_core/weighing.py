@@ -5,25 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from .errors import Refused
+from .errors import PluginError, Refused
 from .interfaces import ModelAdapter, Quantizer, Target
 from .keep import Keep
 from .plan import Group, Job
-from .selection import Choice
+from .selection import Choice, rule_name
 from .specs import OutputTensor, PlannedWeight, Source, Stored, TensorSpec, WeightInfo
 from .tensors import spec_of
 from .trial import Piece, Trials
 
 
 class Weigher:
-    """Collects the refusals of quantizers and of the target in ``problems``."""
+    """Collects what quantizers and the target refuse, a reason at a time, in ``problems``."""
 
     def __init__(self, adapter: ModelAdapter, target: Target, tensors: Mapping[str, TensorSpec]) -> None:
         self.adapter = adapter
         self.target = target
         self.tensors = tensors
         self.trials = Trials(adapter, target)
-        self.problems: list[str] = []
+        self._refused: dict[tuple[str, str, str], list[str]] = {}
+        self._twice: list[str] = []
+
+    @property
+    def problems(self) -> list[str]:
+        found = []
+        for (method, reason, advice), (name, *more) in self._refused.items():
+            others = f" (and {len(more)} more)" if more else ""
+            rules = f'a rule "{rule_name(name)}"' if not more else "rules"
+            found.append(f"{method}: {name}{others} {reason}{advice.format(rules=rules)}")
+        return found + self._twice
 
     def weigh(
         self, choices: Iterable[Choice], stored: Mapping[str, Stored]
@@ -49,7 +59,7 @@ class Weigher:
                 format = whole.format if whole else choice.quantizer.format
                 name = self.adapter.rename(info.name, self.target.dialect)
                 weights.append(PlannedWeight(info, name, spec, format, tuple(outputs)))
-        self.problems += self._twice(weights)
+        self._twice += self._written_twice(weights)
         return tuple(weights), tuple(jobs)
 
     def _job(self, info: WeightInfo, quantizer: Quantizer, rule: str, relaid: bool) -> Job | None:
@@ -60,8 +70,13 @@ class Weigher:
             inputs = {at: spec_of(tensor) for at, tensor in quantizer.inputs(info).items()}
             outcome = self.trials.run(quantizer, pieces, inputs)
         except Refused as refusal:
-            hint = f'; add a rule "{name.removesuffix(".weight")}" with method none, or choose another method'
-            self.problems.append(f"{quantizer.name}: {name} {refusal} (chosen by {rule}){hint}")
+            advice = f" (chosen by {rule}); add {{rules}} with method none, or choose another method"
+            self._refused.setdefault((quantizer.name, str(refusal), advice), []).append(name)
+            return None
+        except PluginError as error:
+            reason = f"shows a fault of the plugin: {error}"
+            advice = "; if the scheme takes no such weights, quantize must say so (raise Refused)"
+            self._refused.setdefault((quantizer.name, reason, advice), []).append(name)
             return None
         outputs = tuple(
             OutputTensor(info.name if relaid else self.target.key(name, at), at, spec, tile)
@@ -69,7 +84,7 @@ class Weigher:
         )
         return Job(info, quantizer, outcome, outputs, sum(piece.spec.nbytes for piece in pieces.values()))
 
-    def _twice(self, weights: Iterable[PlannedWeight]) -> Iterable[str]:
+    def _written_twice(self, weights: Iterable[PlannedWeight]) -> Iterable[str]:
         seen: dict[str, str] = {}
         for weight in weights:
             for output in weight.outputs:

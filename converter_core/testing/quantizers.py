@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..errors import Refused
+from ..errors import PluginError, Refused
 from ..interfaces import Quantizer
 from ..registry import load_plugins
 from ..specs import Source, TensorSpec, WeightInfo
@@ -62,7 +62,10 @@ class QuantizerConformance(OneThread):
 
     def test_the_trial_run_is_the_result(self) -> None:
         for at, weight in self._samples():
-            outcome = self._trial(spec_of(weight))
+            try:
+                outcome = self._trial(spec_of(weight))
+            except PluginError as error:
+                raise AssertionError(f"{at}: the plan, which tries it on zeros, fails: {error}") from None
             planned = {role: spec for role, (spec, _) in outcome.outputs.items()}
             made = {role: spec_of(part) for role, part in self._quantize(weight).items()}
             assert made == planned, f"{at}: became {_told(made)}, but zeros became {_told(planned)}"
@@ -131,9 +134,9 @@ class QuantizerConformance(OneThread):
         for dtype in self.dtypes:
             weight = sample_weight(self.shapes[0], dtype)
             self._check_finite(f"{dtype}", weight, "something overflows")
-            restored = self._restored(weight)
-            assert restored.dtype == torch.float32, f"dequantize must give float32, not {restored.dtype}"
-            assert restored.shape == weight.shape, f"dequantize gives {list(restored.shape)} of {list(weight.shape)}"
+            parts = self._quantize(weight)
+            self._decoded(weight, parts)
+            self._steps(weight, parts)
 
     def test_what_quantize_refuses_the_plan_refuses(self) -> None:
         """With the data that it meets, not only with zeros; and what the plan refuses, ``quantize`` does."""
@@ -143,12 +146,12 @@ class QuantizerConformance(OneThread):
                 reason = ""
                 try:
                     self._trial(TensorSpec(dtype, shape))
-                except Refused as refusal:
+                except (Refused, PluginError) as refusal:
                     reason = str(refusal) or "no reason"
                 for case in CASES:
                     weight = sample_weight(shape, dtype, case)
                     try:
-                        self._quantize(weight)
+                        self.quantizer.quantize(weight, **given(self.quantizer, weight, self.weight))
                         failure = ""
                     except Exception as error:
                         failure = f"{type(error).__name__}: {error}"
@@ -242,10 +245,31 @@ class QuantizerConformance(OneThread):
         return Trials(BareModel(), BareTarget()).run(self.quantizer, {"weight": Piece(spec, True)}, inputs)
 
     def _quantize(self, weight: Tensor) -> Parts:
-        return self.quantizer.quantize(weight, **given(self.quantizer, weight, self.weight))
+        try:
+            return self.quantizer.quantize(weight, **given(self.quantizer, weight, self.weight))
+        except Exception as error:
+            if tuple(weight.shape) not in self.shapes:
+                raise
+            raise AssertionError(
+                f"{spec_of(weight)}: {type(error).__name__}: {error}; if the scheme takes no such weights, set shapes "
+                "(and dtypes) in the test class to those that it takes"
+            ) from error
+
+    def _decoded(self, weight: Tensor, parts: Parts) -> Tensor:
+        restored = self.quantizer.dequantize(parts)
+        assert restored.dtype == torch.float32, f"dequantize must give float32, not {restored.dtype}"
+        assert restored.shape == weight.shape, f"dequantize gives {list(restored.shape)} of {list(weight.shape)}"
+        return restored
+
+    def _steps(self, weight: Tensor, parts: Parts) -> Tensor | None:
+        step = self.quantizer.step(parts)
+        if step is not None:
+            assert step.dtype == torch.float32, f"step must give float32, not {step.dtype}"
+            assert step.shape == weight.shape, f"step gives {list(step.shape)} of {list(weight.shape)}"
+        return step
 
     def _restored(self, weight: Tensor) -> Tensor:
-        return self.quantizer.dequantize(self._quantize(weight))
+        return self._decoded(weight, self._quantize(weight))
 
     def _check_finite(self, at: str, weight: Tensor, why: str) -> None:
         for role, part in self._quantize(weight).items():
@@ -254,14 +278,12 @@ class QuantizerConformance(OneThread):
 
     def _check_error(self, at: str, weight: Tensor) -> None:
         parts = self._quantize(weight)
-        error = norm(self.quantizer.dequantize(parts).double() - weight.double())
-        step = self.quantizer.step(parts)
+        error = norm(self._decoded(weight, parts).double() - weight.double())
+        step = self._steps(weight, parts)
         if step is None:
             most = self.most_error * norm(weight)
             assert error <= most, f"{at}: error {error:.4g}, more than {self.most_error} of the weight ({most:.4g})"
             return
-        assert step.dtype == torch.float32, f"step must give float32, not {step.dtype}"
-        assert step.shape == weight.shape, f"{at}: step gives {list(step.shape)}"
         assert error <= norm(step), f"{at}: error {error:.4g}, more than the declared steps ({norm(step):.4g})"
 
 

@@ -467,11 +467,11 @@ def test_a_strangers_whole_weights_are_read_with_the_options_of_the_recipe(asked
 
 def test_a_step_of_another_shape_is_called_that(asked, wan_source, tmp_path, monkeypatch):
     registry = load_plugins(extra=[Plugin()])
-    monkeypatch.setattr(Halves, "step", lambda self, parts: torch.ones(len(parts["weight"]), 1), raising=False)
     convert(asked("halves", **{"target.format": "plain"}), registry=registry)
+    monkeypatch.setattr(Halves, "step", lambda self, parts: torch.ones(len(parts["weight"]), 1), raising=False)
     report = verify(tmp_path / "out", wan_source, registry=registry)
     assert not report.ok
-    assert "step of halves gives [256, 1] for rows of [256, 256]" in told(report)
+    assert "step must give the weight's shape, [256, 256] here, not float32 [256, 1]" in told(report)
 
 
 def test_progress_reaches_its_total(chunks, wan_source, registry):

@@ -81,7 +81,10 @@ class LightX2V(Target):
             return parts
         storage = FORMATS.get(format)
         if storage is None:
-            raise Refused(f"LightX2V does not read {format!r}; it reads {', '.join(FORMATS)} and none")
+            raise Refused(
+                f"is {format!r}, which LightX2V does not read (it reads {', '.join(FORMATS)} and none); "
+                "target.format: plain takes any"
+            )
         self._check_roles(format, set(parts), {"weight", "scale", *storage.scalars}, set(storage.optional))
         self._check_specs(format, storage, {role: spec_of(part) for role, part in parts.items()})
         if not storage.block:
