@@ -141,7 +141,7 @@ def test_activation_statistics_have_a_place() -> None:
 @pytest.mark.parametrize(
     ("format", "change", "reason"),
     [
-        ("int4", {}, r"is 'int4', which LightX2V does not read \(it reads int8, fp8, mxfp4, nvfp4 and none\).*plain takes any"),
+        ("int4", {}, r"'int4', which LightX2V does not read \(it reads int8, fp8, mxfp4, nvfp4 and none\).*plain"),
         ("int8", {"zero_point": torch.zeros(ROWS, 1)}, "cannot store the zero_point of asymmetric int8; use symmetric"),
         ("int8", {"order": torch.zeros(3)}, "has no place for order of int8"),
         ("none", {"scale": torch.ones(1)}, "has no place for scale of none"),
