@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from . import schemes
 from .checkpoint import Checkpoint, NothingKnown, open_checkpoint
 from .interfaces import ModelAdapter, Target
+from .recipe_values import Rule
 from .registry import Registry, load_plugins
 from .relayout import recognise
 from .specs import Stored, TensorSpec
@@ -37,10 +39,14 @@ class TensorSummary:
 
 @dataclass(frozen=True)
 class QuantizedSummary:
-    """The target whose files these are; how many weights there are in each format."""
+    """The target whose files these are; how many weights there are in each format.
+
+    schemes: as the metadata tells them, the recipe's rules first and its own method last; empty if it does not.
+    """
 
     target: str
     formats: Mapping[str, int]
+    schemes: tuple[Rule, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def _describe(checkpoint: Checkpoint, adapters: list[ModelAdapter], registry: Re
         bytes=sum(spec.nbytes for spec in tensors.values()),
         files=tuple(FileSummary(file.name, file.size, held[file.name]) for file in checkpoint.files),
         left_out=checkpoint.left_out,
-        quantized=_summary(found.target, weights) if found else None,
+        quantized=_summary(found.target, weights, checkpoint.metadata) if found else None,
         runtime_config=dict(target.runtime_config(weights, str(checkpoint.path.absolute()))) if target else {},
         notes=tuple(target.notes(weights)) if target else (),
         tensors=tuple(
@@ -115,8 +121,9 @@ def _describe(checkpoint: Checkpoint, adapters: list[ModelAdapter], registry: Re
     )
 
 
-def _summary(target: str, weights: Mapping[str, Stored]) -> QuantizedSummary:
-    return QuantizedSummary(target, dict(Counter(stored.format for stored in weights.values())))
+def _summary(target: str, weights: Mapping[str, Stored], metadata: Mapping[str, str]) -> QuantizedSummary:
+    formats = Counter(stored.format for stored in weights.values())
+    return QuantizedSummary(target, dict(formats), schemes.load(metadata))
 
 
 def _unpacked(

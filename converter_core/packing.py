@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 
+from . import schemes
 from .errors import PluginError
 from .fingerprint import listing_hash
 from .interfaces import Container, LayoutWriter
-from .recipe import QuantizationSection, Rule
-from .selection import DEFAULT_MATCH
+from .recipe import Rule
 from .specs import PlannedWeight, TensorSpec
 
 DISTRIBUTION = "model-converter"
@@ -30,16 +30,14 @@ def spread(
     return {stem + container.suffix: group for stem, group in files.items()}
 
 
-def header_metadata(section: QuantizationSection, tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
+def header_metadata(
+    used: Sequence[Rule], input_files: Collection[str], tensors: Mapping[str, TensorSpec]
+) -> dict[str, str]:
     """A function of the source's tensors and of what shapes the output: no path, time, device or worker count."""
-    schemes = [
-        {"match": rule.match, "method": rule.method, "options": dict(rule.options)}
-        for rule in (*section.rules, Rule(DEFAULT_MATCH, section.method, section.options))
-    ]
     return {
         "format": "pt",
         DISTRIBUTION: version(DISTRIBUTION),
-        "quantization_rules": json.dumps(schemes, sort_keys=True),
+        schemes.KEY: schemes.dump(used, input_files),
         "source_sha256": listing_hash(tensors),
     }
 

@@ -10,21 +10,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from . import devices, fingerprint, output_folder, packing, relayout, side_files
+from . import devices, fingerprint, output_folder, packing, relayout, remarks, schemes, side_files
 from .checkpoint import Checkpoint, open_checkpoint
 from .devices import Means
 from .errors import CheckpointError, PlanError
 from .interfaces import LayoutWriter, ModelAdapter, Quantizer
 from .keep import Keep
 from .manifest import manifest_name
-from .output_folder import Survey
 from .packing import DISTRIBUTION
-from .plan import Job, Plan
+from .plan import Plan
 from .recipe import Recipe, load_recipe, make_quantizer
 from .registry import Registry, load_plugins, options_of
 from .selection import Choice, select
-from .sizes import format_bytes
-from .slabs import cut
 from .specs import FLOATING, Extras, OutputTensor, PlannedWeight, Source, Stored, TensorSpec, WeightInfo
 from .tensors import spec_of
 from .weighing import Weigher, groups
@@ -103,7 +100,7 @@ class _Planner:
             choices: Sequence[Choice] = selection.choices
         else:
             choices = [Choice(info, Keep(dtype), "none") for info in infos]
-        self._check_names(choices)
+        self.notes += remarks.unmatched_names(choices)
         self.problems += self._quantized_without_scales(choices)
         weigher = Weigher(self.adapter, self.target, self.tensors)
         weights, jobs = weigher.weigh(choices, stored)
@@ -118,18 +115,20 @@ class _Planner:
         everything = (*weights, *(_marker(key, spec_of(tensor)) for key, tensor in extras.tensors.items()))
         container = self.target.container
         files = packing.spread(self.layout, container, self.name, everything)
-        metadata = {**packing.header_metadata(recipe.quantization, self.tensors), **extras.metadata}
+        used = {choice.quantizer for choice in choices}
+        inputs = sorted({path for quantizer in used for path in quantizer.input_files()})
+        before = schemes.load(self.checkpoint.metadata) if stored else ()
+        told = before or schemes.schemes_of(recipe.quantization)
+        metadata = {**packing.header_metadata(told, inputs, self.tensors), **extras.metadata}
         placed = {file: container.place(group, metadata) for file, group in files.items()}
         home = {output.key: file for file, group in files.items() for weight in group for output in weight.outputs}
         side, copies = self._side(extras, everything, home)
 
-        used = {choice.quantizer for choice in choices}
         distributions = self._distributions(used)
         sources = [(file.name, file.size, file.mtime_ns, file.header_hash) for file in self.checkpoint.files]
         for name, path in copies.items():
             stat = path.stat()
             sources.append((name, stat.st_size, stat.st_mtime_ns, ""))
-        inputs = sorted({path for quantizer in used for path in quantizer.input_files()})
         mark = fingerprint.fingerprint(recipe.as_dict(), sources, inputs, distributions)
         planned = (*placed, *side, *copies, manifest_name(self.name))
         survey = output_folder.survey(output, self.name, planned, mark, recipe.output.overwrite)
@@ -156,8 +155,12 @@ class _Planner:
             fingerprint=mark,
             distributions=distributions,
             survey=survey,
-            notes=(*self.notes, *self._large(jobs), *self._target_notes(weights)),
-            warnings=(*self._anew(survey), *survey.warnings, *([self.means.absence] if self.means.absence else [])),
+            notes=(*self.notes, *remarks.large(jobs, self.means), *remarks.of_target(self.target, weights)),
+            warnings=(
+                *remarks.started_anew(recipe.output.path, survey),
+                *survey.warnings,
+                *([self.means.absence] if self.means.absence else []),
+            ),
         )
         free = output_folder.free_disk(output)
         if plan.needed_disk > free:
@@ -236,14 +239,6 @@ class _Planner:
                 "is known here; give the original checkpoint"
             )
 
-    def _check_names(self, choices: Iterable[Choice]) -> None:
-        chosen: dict[Quantizer, list[str]] = {}
-        for choice in choices:
-            if choice.quantizer.name != Keep.name:
-                chosen.setdefault(choice.quantizer, []).append(choice.info.name)
-        for quantizer, names in chosen.items():
-            self.notes += quantizer.check_names(names)
-
     def _side(
         self, extras: Extras, weights: Sequence[PlannedWeight], home: Mapping[str, str]
     ) -> tuple[dict[str, bytes], dict[str, Path]]:
@@ -280,32 +275,6 @@ class _Planner:
         ]
         found = {origin.distribution: origin.version for origin in origins if origin.distribution}
         return dict(sorted({**found, DISTRIBUTION: version(DISTRIBUTION)}.items()))
-
-    def _anew(self, survey: Survey) -> Iterable[str]:
-        if survey.changed:
-            some = ", ".join(survey.changed[:3]) + (" ..." if len(survey.changed) > 3 else "")
-            yield f"{self.recipe.output.path}: the interrupted run there starts anew, for these changed: {some}"
-
-    def _large(self, jobs: Iterable[Job]) -> Iterable[str]:
-        """Weights that no cutting brings under the memory budget."""
-        memory = self.means.max_memory
-        slab_bytes = self.means.backend.slab_bytes(self.means.devices[0]) if self.means.devices else 0
-        sizes = {job.info.name: cut(job, slab_bytes, memory // self.means.workers).nbytes for job in jobs}
-        large = [name for name, nbytes in sizes.items() if nbytes > memory]
-        if large:
-            most = max(sizes[name] for name in large)
-            yield (
-                f"{len(large)} weights take more than max_memory ({format_bytes(memory)}) at a time and run alone, up "
-                f"to {format_bytes(most)}, e.g. {large[0]}"
-            )
-
-    def _target_notes(self, weights: Iterable[PlannedWeight]) -> Iterable[str]:
-        stored = {
-            weight.name: Stored(weight.format, {output.role: output.key for output in weight.outputs})
-            for weight in weights
-            if weight.format != Keep.name
-        }
-        return self.target.notes(stored) if stored else ()
 
 
 def _marker(key: str, spec: TensorSpec) -> PlannedWeight:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from fnmatch import translate
 from typing import Any
 
-from . import relayout
+from . import relayout, schemes
 from .accuracy import Source
 from .checkpoint import NothingKnown, open_checkpoint
 from .errors import ConverterError, RecipeError, VerificationError, shown
 from .interfaces import ModelAdapter, Quantizer, Target
 from .keep import Keep
-from .recipe import QuantizationSection, Recipe, make_quantizer
+from .recipe import Recipe, Rule, make_quantizer
 from .registry import Registry
-from .selection import rule_name
 from .specs import Source as Part
 from .specs import Stored, TensorSpec, WeightInfo
 from .verification_files import Output
@@ -41,13 +38,14 @@ class Subject:
         self.output = output
         self.expected = expected
         self.registry = registry
-        self.section: QuantizationSection | None = None
+        self.asked: tuple[Rule, ...] = ()
+        self._told = {name: schemes.load(file.metadata) for name, file in output.files.items()}
         self._quantizers: dict[tuple[str, str], Quantizer | None] = {}
         if expected is not None:
             self.target: Target = registry.targets[str(expected.content.get("target"))]()
             self.weights = [Weight(name, stored, spec) for name, (stored, spec) in expected.weights.items()]
             try:
-                self.section = Recipe.from_dict(expected.content.get("recipe", {})).quantization
+                self.asked = schemes.schemes_of(Recipe.from_dict(expected.content.get("recipe", {})).quantization)
             except RecipeError as error:
                 output.notes.append(f"the recipe in the manifest cannot be read: {error}")
         else:
@@ -55,6 +53,7 @@ class Subject:
             output.notes.append(
                 "there is no manifest, so there are no checksums: what is there was checked by what "
                 f"{self.target.name} reads"
+                + ("" if any(self._told.values()) else "; nothing tells the schemes' options, so these are defaults")
             )
             parts = {key for weight in stored.values() for key in weight.keys.values()}
             self.weights = [Weight(name, weight, None) for name, weight in stored.items()]
@@ -134,21 +133,19 @@ class Subject:
         }
 
     def quantizer(self, weight: Weight) -> Quantizer | None:
-        """The one that made it, by the recipe in the manifest; else any that reads its format."""
-        for method, options in self._asked(weight.name):
-            made = self._made(method, options)
+        """The one that made it, by the recipe in the manifest or the metadata; else any that reads its format."""
+        for scheme in self._schemes(weight):
+            made = self._made(scheme.method, scheme.options)
             if made is not None and made.format == weight.stored.format:
                 return made
         formats = [cls() for cls in self.registry.quantizers.values()]
         readers = [quantizer for quantizer in formats if quantizer.format == weight.stored.format]
         return min(readers, key=lambda quantizer: quantizer.name != quantizer.format, default=None)
 
-    def _asked(self, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        if self.section is not None:
-            for rule in self.section.rules:
-                if re.match(translate(rule.match), rule_name(name)):
-                    yield rule.method, rule.options
-            yield self.section.method, self.section.options
+    def _schemes(self, weight: Weight) -> Iterator[Rule]:
+        file = self.output.home[weight.stored.keys["weight"]].name
+        yield from schemes.deciding(self.asked, weight.name)
+        yield from schemes.deciding(self._told[file], weight.name)
 
     def _made(self, method: str, options: Mapping[str, Any]) -> Quantizer | None:
         case = (method, repr(options))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..sizes import format_bytes
+from .describe import in_yaml
 from .output import Json, console, print_json, show_facts, show_remarks, show_table
 
 
@@ -26,6 +27,11 @@ def inspect(
         _show(found, tensors)
 
 
+def _scheme(scheme: dict[str, Any]) -> str:
+    options = ", ".join(f"{name}: {in_yaml(value)}" for name, value in scheme["options"].items())
+    return f"{scheme['match']} {scheme['method']}" + (f" ({options})" if options else "")
+
+
 def _show(found: dict[str, Any], tensors: bool) -> None:
     quantized = found["quantized"]
     formats = ", ".join(f"{count:,} {name}" for name, count in quantized["formats"].items()) if quantized else ""
@@ -35,6 +41,7 @@ def _show(found: dict[str, Any], tensors: bool) -> None:
             "model": f"{found['model']} {found['variant']}" if found["model"] else "not recognised",
             **{name.replace("_", " "): value for name, value in found["facts"].items()},
             "quantized": f"for {quantized['target']}: {formats}" if quantized else "no",
+            "schemes": "; ".join(map(_scheme, quantized["schemes"])) if quantized else "",
             "dtypes": ", ".join(f"{count:,} {name}" for name, count in found["dtypes"].items()),
             "parameters": f"{found['parameters']:,}",
             "size": format_bytes(found["bytes"]),

@@ -171,6 +171,19 @@ def test_metadata_tells_the_scheme_and_nothing_of_the_machine(asked: Any, tmp_pa
     assert not any(str(tmp_path) in value for value in metadata.values())
 
 
+def test_metadata_names_an_input_file_without_its_place(asked: Any, tmp_path: Path) -> None:
+    calibration = tmp_path / "calib.json"
+    calibration.write_text(json.dumps({"blocks.0.self_attn.q.weight": 3.5}))
+    recipe = asked("nvfp4", **{"target.format": "plain", "quantization.method": "none"})
+    recipe["quantization"]["rules"] = [
+        {"match": "blocks.0.self_attn.q", "method": "nvfp4", "options": {"activation_absmax": str(calibration)}}
+    ]
+    convert(recipe)
+    with safe_open(tmp_path / "out" / "wan.safetensors", "pt") as opened:
+        (rule, _) = json.loads(opened.metadata()["quantization_rules"])
+    assert rule["options"] == {"activation_absmax": "calib.json"}
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
 def test_target_dtype_casts_what_is_not_quantized(name: str, dtype: torch.dtype, asked: Any, tmp_path: Path) -> None:
     convert(asked("int8", **{"target.dtype": name}))

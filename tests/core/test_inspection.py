@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from converter_core.conversion import convert
 from converter_core.errors import CheckpointError
 from converter_core.inspection import FileSummary, QuantizedSummary, TensorSummary, inspect
+from converter_core.recipe import Rule
 from converter_core.registry import load_plugins
 from converter_core.sample import write_headers_only
 from converter_core.specs import TensorSpec
@@ -61,7 +62,7 @@ def test_our_own_outputs(asked, tmp_path, registry, method, target):
     (output / ".wan.partial").mkdir(exist_ok=True)
     (output / ".wan.partial" / "wan.safetensors").write_bytes(b"unfinished")
     seen = inspect(output, registry)
-    assert seen.quantized == QuantizedSummary(target, {method: LINEARS})
+    assert seen.quantized == QuantizedSummary(target, {method: LINEARS}, (Rule("(target_modules)", method),))
     assert (seen.model, seen.variant) == ("wan_dit", "unknown")
     assert seen.facts == WanDit().describe(SAMPLE.tensors)
     assert seen.parameters == PARAMETERS

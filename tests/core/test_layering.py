@@ -22,9 +22,9 @@ ORDER = [
     ["interfaces", "hookspecs", "fitness", "registry", "keep"],
     # what is there, and what is asked for
     ["index_file", "torch_file", "checkpoint", "declared", "recipe_values", "recipe_yaml", "recipe_check", "recipe"],
-    ["relayout", "inspection", "selection", "trial", "side_files", "output_folder", "devices"],
+    ["relayout", "selection", "schemes", "inspection", "trial", "side_files", "output_folder", "devices"],
     # what is to be done
-    ["plan", "weighing", "packing", "slabs", "planning"],
+    ["plan", "weighing", "packing", "slabs", "remarks", "planning"],
     # doing it, and looking at what was done
     ["writer", "publication", "team", "conversion"],
     ["verification_report", "verification_files", "verification_structure", "read_back", "accuracy"],

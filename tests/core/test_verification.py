@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from converter_core import read_back
 from converter_core.conversion import convert
 from converter_core.errors import VerificationError
+from converter_core.inspection import inspect
 from converter_core.interfaces import Quantizer
 from converter_core.keep import Keep
 from converter_core.manifest import dump, load_manifest
@@ -463,6 +464,40 @@ def test_a_strangers_whole_weights_are_read_with_the_options_of_the_recipe(asked
     assert len(report.weights) == 6
     assert all(weight.relative_error < 1e-3 and weight.limit is None for weight in report.weights)
     assert "halves: its quantizer names no step, so its errors are shown but not judged" in report.notes
+
+
+@pytest.mark.parametrize("relaid", [False, True], ids=["as it was made", "laid out anew"])
+def test_without_the_manifest_the_metadata_tells_the_options(asked, wan_source, tmp_path, relaid):
+    registry = load_plugins(extra=[Plugin()])
+    recipe = asked("halves", **{"target.format": "plain"})
+    recipe["quantization"]["options"] = {"factor": 1024.0}
+    recipe["quantization"]["rules"] = [{"match": "blocks.1.*", "method": "halves", "options": {"factor": 64.0}}]
+    out = convert(recipe, registry=registry).output
+    if relaid:
+        recipe = asked("none", **{"target.format": "plain", "source.path": str(out), "output.path": f"{out}2"})
+        out = convert(recipe, registry=registry).output
+        assert verify(out, registry=registry).ok
+    Path(out, "wan.manifest.json").unlink()
+    schemes = inspect(out, registry).quantized.schemes
+    assert [(scheme.match, scheme.options) for scheme in schemes] == [
+        ("blocks.1.*", {"factor": 64.0}),
+        ("(target_modules)", {"factor": 1024.0}),
+    ]
+    report = verify(out, wan_source, registry=registry)
+    assert report.ok, told(report)
+    assert all(weight.relative_error < 1e-3 for weight in report.weights)
+    assert not any("defaults" in note for note in report.notes)
+
+
+def test_a_strangers_metadata_of_the_same_name_is_no_stumbling_block(converted, wan_source, registry):
+    out = converted("int8")
+    (out / "wan.manifest.json").unlink()
+    tensors = load_file(out / "wan.safetensors")
+    for text in ("[{}]", "[[1]]", "{", "7", "[" * 100_000):
+        save_file(tensors, out / "wan.safetensors", {"quantization_rules": text})
+        report = verify(out, wan_source, registry=registry)
+        assert report.ok, told(report)
+        assert "nothing tells the schemes' options, so these are defaults" in report.notes[0]
 
 
 def test_a_step_of_another_shape_is_called_that(asked, wan_source, tmp_path, monkeypatch):
