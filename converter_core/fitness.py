@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ KINDS: Mapping[str, tuple[str, type]] = {
 
 RESERVED = frozenset({("quantizer", "none"), ("device", "auto")})
 """Names that a recipe understands by itself."""
+
+
+_VALUES = (bool, int, float, str, tuple, list, dict, set)
 
 
 def unfit(cls: Any, base: type) -> str:
@@ -45,7 +48,19 @@ def _unfit_options(cls: type, base: type) -> str:
         return f"{cls.__name__}: {', '.join(own)} cannot be an option; annotate what belongs to the class as ClassVar"
     if base not in (Quantizer, LayoutWriter):
         return ""
-    annotated = {name for name, kind in inspect.get_annotations(cls).items() if "ClassVar" not in str(kind)}
+    annotations = inspect.get_annotations(cls)
+    bare = sorted(
+        name
+        for name, value in vars(cls).items()
+        if isinstance(value, _VALUES) and not (name in annotations or name.startswith("_") or name.isupper())
+        if not hasattr(base, name) and name != "name"
+    )
+    if bare:
+        return (
+            f"{cls.__name__}: {', '.join(bare)} would be no option without an annotation; write {bare[0]}: "
+            f"{type(vars(cls)[bare[0]]).__name__} = ..., or annotate it as ClassVar"
+        )
+    annotated = {name for name, kind in annotations.items() if "ClassVar" not in str(kind)}
     if lost := sorted(name for name in annotated - options - {"name", *dir(base)} if not name.startswith("_")):
         return f"{cls.__name__} must be a dataclass with frozen=True; {', '.join(lost)} would be no option"
     return ""
@@ -57,11 +72,23 @@ def _unfit_arguments(cls: type) -> str:
         return f"{cls.__name__}: option {', '.join(needed)} needs a default"
     try:
         inspect.signature(cls).bind()
-    except (TypeError, ValueError) as error:
+        defaults = {option.name: default_of(option) for option in options_of(cls)}
+    except Exception as error:  # a stranger's signature and default_factory
         return f"{cls.__name__}() must work without arguments: {error}"
+    for name, value in defaults.items():
+        if not isinstance(value, Hashable):
+            kind = type(value).__name__
+            return f"{cls.__name__}: the default of option {name} is a {kind}, which cannot be hashed; use a tuple"
     return ""
 
 
 def options_of(cls: type) -> tuple[Field[Any], ...]:
     """The options of a quantizer or layout: its dataclass fields."""
     return fields(cls) if is_dataclass(cls) else ()
+
+
+def default_of(option: Field[Any]) -> Any:
+    """None if there is none."""
+    if option.default is not MISSING:
+        return option.default
+    return option.default_factory() if option.default_factory is not MISSING else None

@@ -237,7 +237,8 @@ class Run:
         if not sums.ok:
             return measured, (
                 f"its relative error is {sums.relative_error:.3g}; the steps of {weight.stored.format} allow at most "
-                f"{sums.limit:.3g}. It was not made of this source, or it is damaged"
+                f"{sums.limit:.3g}. "
+                "It is damaged or not made of this source, or the scheme's dequantize or step is wrong"
             )
         return measured, ""
 

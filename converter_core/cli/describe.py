@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import MISSING, Field
 from typing import TYPE_CHECKING, Any
 
 from ..declared import describe as describe_type
@@ -44,22 +43,16 @@ def remarks(cls: type) -> Mapping[str, str]:
     return found
 
 
-def default(option: Field[Any]) -> Any:
-    if option.default is not MISSING:
-        return option.default
-    return option.default_factory() if option.default_factory is not MISSING else None
-
-
 def options(cls: type) -> list[dict[str, Any]]:
     """Name, type in words, default and remark of each."""
-    from ..registry import options_of
+    from ..fitness import default_of, options_of
 
     said = remarks(cls)
     return [
         {
             "name": option.name,
             "type": describe_type(hints(cls).get(option.name, Any)),
-            "default": default(option),
+            "default": default_of(option),
             "description": said.get(option.name, ""),
         }
         for option in options_of(cls)

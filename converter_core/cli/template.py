@@ -8,7 +8,8 @@ from dataclasses import Field
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from ..declared import hints
-from .describe import default, in_yaml, remarks, summary
+from ..fitness import default_of, options_of
+from .describe import in_yaml, remarks, summary
 
 if TYPE_CHECKING:
     from ..interfaces import Quantizer
@@ -97,8 +98,6 @@ performance:
 
 
 def _options(cls: type[Quantizer]) -> Iterator[str]:
-    from ..registry import options_of
-
     said = remarks(cls)
     for option in options_of(cls):
         if option.init:
@@ -108,7 +107,7 @@ def _options(cls: type[Quantizer]) -> Iterator[str]:
 
 
 def _example(option: Field[Any], hint: Any) -> str:
-    value = default(option)
+    value = default_of(option)
     if value is not None:
         return in_yaml(value)
     choices = [choice for part in get_args(hint) if get_origin(part) is Literal for choice in get_args(part)]

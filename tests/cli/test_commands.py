@@ -62,6 +62,8 @@ def test_inspect_of_source_and_output(kept, capsys):
     assert run(["inspect", str(kept / "output_int8"), "--tensors"]) == 0
     output = capsys.readouterr().out
     assert "for lightx2v: 36 int8" in output
+    assert "schemes" in output
+    assert "(target_modules) int8" in output
     assert '"dit_quant_scheme": "int8-vllm"' in output
     assert "blocks.2.ffn.0.weight_scale" in output
 
@@ -69,7 +71,11 @@ def test_inspect_of_source_and_output(kept, capsys):
 def test_inspect_as_json(kept, capsys):
     assert run(["inspect", str(kept / "output_int8"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["quantized"] == {"target": "lightx2v", "formats": {"int8": 36}}
+    assert found["quantized"] == {
+        "target": "lightx2v",
+        "formats": {"int8": 36},
+        "schemes": [{"match": "(target_modules)", "method": "int8", "options": {}}],
+    }
     assert "tensors" not in found
     assert run(["inspect", str(kept / "output_int8"), "--json", "--tensors"]) == 0
     tensors = {tensor["key"]: tensor for tensor in json.loads(capsys.readouterr().out)["tensors"]}

@@ -33,33 +33,51 @@ def test_what_is_written(written: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert [file for file in files if "cache" not in file] == expected
 
 
-def test_it_passes_its_tests_as_it_stands(written: Path) -> None:
-    folders = [str(written / kind) for kind in KINDS]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-c",
-            f"{folders[0]}/pyproject.toml",
-            *folders,
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONDONTWRITEBYTECODE": "1"},
+def install(kind: str, folder: Path, installed: Any) -> str:
+    """As pip would; the path to find it on."""
+    name = f"my_{kind}"
+    return os.pathsep.join([str(folder), str(installed(f"converter-my-{kind}", {name: f"converter_{name}"}, folder))])
+
+
+def pytest_in(folders: list[Path], path: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(folders[0] / "pyproject.toml")]
+    return subprocess.run(
+        [*command, *options, *map(str, folders)],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def test_it_passes_its_tests_as_it_stands(written: Path, installed: Any) -> None:
+    path = os.pathsep.join(install(kind, written / kind, installed) for kind in KINDS)
+    done = pytest_in([written / kind for kind in KINDS], path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
+
+
+def test_its_tests_notice_a_misspelt_hook(tmp_path: Path, installed: Any) -> None:
+    new_plugin("quantizer", "my_quantizer", tmp_path / "new")
+    module = tmp_path / "new" / "converter_my_quantizer" / "__init__.py"
+    module.write_text(module.read_text().replace("def converter_quantizers", "def converter_quantisers"))
+    path = install("quantizer", tmp_path / "new", installed)
+    done = pytest_in([tmp_path / "new"], path, "-k", "installed_package")
+    assert done.returncode == 1
+    assert "unknown hook 'converter_quantisers'; did you mean 'converter_quantizers'?" in done.stdout
+
+
+def test_its_tests_say_that_it_is_not_installed(tmp_path: Path) -> None:
+    new_plugin("quantizer", "my_scheme", tmp_path / "new")
+    done = pytest_in([tmp_path / "new"], str(tmp_path / "new"), "-k", "installed_package")
+    assert done.returncode == 1
+    assert "unknown quantizer 'my_scheme'" in done.stdout
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_found(kind: str, written: Path, installed: Any) -> None:
     name = f"my_{kind}"
-    installed(f"converter-my-{kind}", {name: f"converter_{name}"}, folder=written / kind)
+    install(kind, written / kind, installed)
     registry = load_plugins()
     catalogue = next(catalogue for catalogue in registry.catalogues() if catalogue.kind == kind)
     assert catalogue[name].__module__ == f"converter_{name}"

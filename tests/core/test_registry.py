@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
@@ -15,7 +15,7 @@ from converter_core.fitness import unfit
 from converter_core.registry import Registry
 
 GOOD = """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 from converter_core import Quantizer, hookimpl
 
@@ -242,6 +242,19 @@ def test_options_that_would_be_lost_are_told() -> None:
         name: ClassVar[str] = "child"
         threshold: float = 0.5
 
+    @dataclass(frozen=True)
+    class Forgetful(Base):
+        name: ClassVar[str] = "forgetful"
+        LEVELS = (1, 2)
+        _table = (3,)
+        row_tile = 1
+        bits = 4
+
+    @dataclass(frozen=True)
+    class Listing(Base):
+        name: ClassVar[str] = "listing"
+        levels: list[int] = field(default_factory=lambda: [1, 2])
+
     class NeedsArguments(LayoutWriter):
         name = "needs"
 
@@ -253,5 +266,11 @@ def test_options_that_would_be_lost_are_told() -> None:
 
     assert "size would be no option" in unfit(Chunks, LayoutWriter)
     assert "threshold would be no option" in unfit(Child, Quantizer)
+    assert unfit(Forgetful, Quantizer) == (
+        "Forgetful: bits would be no option without an annotation; write bits: int = ..., or annotate it as ClassVar"
+    )
+    assert unfit(Listing, Quantizer) == (
+        "Listing: the default of option levels is a list, which cannot be hashed; use a tuple"
+    )
     assert "must work without arguments: missing a required argument: 'size'" in unfit(NeedsArguments, LayoutWriter)
     assert unfit(Base, Quantizer) == ""
