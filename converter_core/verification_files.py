@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,12 +35,12 @@ class OutputFile:
     def header_crc32(self) -> int:
         return self._crc32(0, min((at for _, at in self.tensors.values()), default=self.size))
 
-    def crc32(self, key: str) -> int:
+    def crc32(self, key: str, start: int = 0, sums: int = 0) -> int:
+        """Of a tensor's bytes; or from ``start`` on, where ``sums`` is that of the bytes before."""
         spec, at = self.tensors[key]
-        return self._crc32(at, spec.nbytes)
+        return self._crc32(at + start, spec.nbytes - start, sums)
 
-    def _crc32(self, at: int, nbytes: int) -> int:
-        sums = 0
+    def _crc32(self, at: int, nbytes: int, sums: int = 0) -> int:
         buffer = memoryview(bytearray(min(BLOCK, nbytes)))
         for start in range(at, at + nbytes, BLOCK):
             block = buffer[: min(BLOCK, at + nbytes - start)]
@@ -61,6 +62,39 @@ class OutputFile:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+class Reading:
+    """Reads tensors for whoever wants their values, and sums up their checksums on the way: each byte is read once.
+
+    It counts what is read in order, from a tensor's beginning on; the rest is read for ``crc32``.
+    """
+
+    def __init__(self, home: Mapping[str, OutputFile], advance: Callable[[int], None]) -> None:
+        """advance: told of bytes that were read for the first time."""
+        self._home = home
+        self._advance = advance
+        self._sums: dict[str, tuple[int, int]] = {}
+
+    def __call__(self, key: str, start: int, into: memoryview) -> None:
+        self._home[key].read(key, start, into)
+        at, sums = self._sums.get(key, (0, 0))
+        if start == at:
+            self._sums[key] = at + len(into), zlib.crc32(into, sums)
+            self._advance(len(into))
+
+    def crc32(self, key: str) -> int:
+        at, sums = self._sums.get(key, (0, 0))
+        sums = self._home[key].crc32(key, at, sums)
+        self.skip(key)
+        return sums
+
+    def skip(self, key: str) -> None:
+        """What has not been read need not be."""
+        nbytes = self._home[key].tensors[key][0].nbytes
+        at, sums = self._sums.get(key, (0, 0))
+        self._sums[key] = nbytes, sums
+        self._advance(nbytes - at)
 
 
 @dataclass

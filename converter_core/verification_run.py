@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from .accuracy import Source, Sums, copied_equals
+from .accuracy import Source, copied_equals
 from .devices import DEFAULT_MEMORY, MOST_WORKERS
 from .errors import ConverterError, Refused
 from .interfaces import Quantizer
@@ -19,7 +19,9 @@ from .memory import Budget
 from .read_back import Slicer, decode, read_slab
 from .specs import Source as Part
 from .specs import WeightInfo
+from .sums import Sums
 from .team import Progress, Team
+from .verification_files import Reading
 from .verification_report import Copied, Structure, Verification, WeightReport
 from .verification_subject import Subject, Weight
 
@@ -107,31 +109,29 @@ class Run:
                 weight = next_weight()
                 with self.team.lock:
                     self.team.weight = weight.name
-                self.team.advance(0)
-                self._checksums(weight)
+                reading = Reading(self.output.home, self.team.advance)
                 if weight.stored.format == Keep.name:
-                    self._compare(weight)
+                    self._compare(weight, reading)
                 else:
-                    self._measure(weight)
+                    self._measure(weight, reading)
+                self._checksums(weight, reading)
 
     def _problem(self, key: str, reason: str) -> None:
         file = self.output.home.get(key)
         with self.team.lock:
             self.output.problem(file.name if file else "", reason, key)
 
-    def _checksums(self, weight: Weight) -> None:
+    def _checksums(self, weight: Weight, reading: Reading) -> None:
         for key in weight.stored.keys.values():
-            if self.subject.expected is not None:
-                if f"{self.output.home[key].crc32(key):08x}" != self.subject.expected.tensors[key][2]:
-                    self._problem(key, "its checksum differs; it was changed after it was written")
-                with self.team.lock:
-                    self.output.checksums += 1
-            self.team.advance(self.specs[key].nbytes)
+            if self.subject.expected is None:
+                reading.skip(key)
+                continue
+            if f"{reading.crc32(key):08x}" != self.subject.expected.tensors[key][2]:
+                self._problem(key, "its checksum differs; it was changed after it was written")
+            with self.team.lock:
+                self.output.checksums += 1
 
-    def _read(self, key: str, start: int, into: memoryview) -> None:
-        self.output.home[key].read(key, start, into)
-
-    def _compare(self, weight: Weight) -> None:
+    def _compare(self, weight: Weight, reading: Reading) -> None:
         """One that is not quantized."""
         source, info = self.source, self.infos.get(weight.name)
         if source is None:
@@ -141,14 +141,14 @@ class Run:
             if weight.spec is not None or self.subject.expected is None:  # else the target added it
                 self._problem(key, "is not in the source")
             return
-        equal = copied_equals(self._read, key, self.specs[key], source, info, self.target)
+        equal = copied_equals(reading, key, self.specs[key], source, info, self.target)
         if not equal:
             self._problem(key, "is not quantized and yet differs from its source")
         with self.team.lock:
             self.copied[weight.name] = equal
         self.team.advance(source.nbytes(info))
 
-    def _measure(self, weight: Weight) -> None:
+    def _measure(self, weight: Weight, reading: Reading) -> None:
         """One that is quantized."""
         info = self.infos.get(weight.name)
         quantizer = self.subject.quantizer(weight)
@@ -163,13 +163,13 @@ class Run:
         )
         try:
             if self.source is not None and self.source.stored:
-                reason = self._relaid(self.source, weight)
+                reason = self._relaid(self.source, weight, reading)
             elif self.source is not None and info is None:
                 reason = "is not in the source"
             elif quantizer is None:
                 reason = f"no installed quantizer reads {weight.stored.format}; install the plugin that does"
             else:
-                report, reason = self._measured(report, weight, quantizer, info)
+                report, reason = self._measured(report, weight, quantizer, info, reading)
         except ConverterError as error:
             reason = "; ".join(error.problems)
         except Exception as error:  # in the words of a plugin, or of torch
@@ -179,18 +179,18 @@ class Run:
         with self.team.lock:
             self.weights[weight.name] = replace(report, ok=not reason)
 
-    def _relaid(self, source: Source, weight: Weight) -> str:
+    def _relaid(self, source: Source, weight: Weight, reading: Reading) -> str:
         """Why a weight is not the one of a source that has the same parts."""
         for key in weight.stored.keys.values():
             if key not in source.checkpoint.tensors:
                 return f"{key} is not in the source"
             info = WeightInfo(key, {"weight": Part(key)})
-            if not copied_equals(self._read, key, self.specs[key], source, info, self.target):
+            if not copied_equals(reading, key, self.specs[key], source, info, self.target):
                 return f"{key} differs from the source"
         return ""
 
     def _measured(
-        self, report: WeightReport, weight: Weight, quantizer: Quantizer, info: WeightInfo | None
+        self, report: WeightReport, weight: Weight, quantizer: Quantizer, info: WeightInfo | None, reading: Reading
     ) -> tuple[WeightReport, str]:
         """The weight's report, and what is wrong with it if anything is."""
         parts = {role: self.specs[key] for role, key in weight.stored.keys.items()}
@@ -208,7 +208,7 @@ class Run:
         per_row = math.prod(shape[1:]) * WORKING_BYTES
         for start, stop in slices.runs():
             with self.budget.take((stop - start) * per_row):
-                stored = read_slab(self._read, weight.stored, parts, slices, start, stop)
+                stored = read_slab(reading, weight.stored, parts, slices, start, stop)
                 decoded = decode(self.target, quantizer, stored)
                 if source is None or info is None:
                     shape = tuple(decoded.weight.shape) if stop - start == slices.rows else shape

@@ -17,7 +17,18 @@ CORE = Path(__file__).resolve().parents[2] / "converter_core"
 
 ORDER = [
     # values
-    ["errors", "sizes", "memory", "specs", "tensors", "safetensors_file", "fingerprint", "manifest", "journal"],
+    [
+        "errors",
+        "sizes",
+        "memory",
+        "specs",
+        "tensors",
+        "compiled",
+        "safetensors_file",
+        "fingerprint",
+        "manifest",
+        "journal",
+    ],
     # what plugins are, and where they come from
     ["interfaces", "hookspecs", "fitness", "registry", "keep"],
     # what is there, and what is asked for
@@ -27,7 +38,7 @@ ORDER = [
     ["plan", "weighing", "packing", "slabs", "remarks", "planning"],
     # doing it, and looking at what was done
     ["writer", "publication", "team", "conversion"],
-    ["verification_report", "verification_files", "verification_structure", "read_back", "accuracy"],
+    ["verification_report", "verification_files", "verification_structure", "read_back", "accuracy", "sums"],
     ["verification_subject", "verification_run", "verification"],
     # around it
     ["scaffold", "testing", "cli"],

@@ -1,57 +1,34 @@
-"""The loops over elements in C: one pass over memory each, and without the interpreter's lock.
-
-``_loops.c`` is compiled on installation where there is a C compiler. Without it, on other devices than a CPU, and with
-``CONVERTER_PURE_TORCH=1``, torch does the same in a dozen passes. The bytes do not differ.
-"""
+"""The quantizers' loops in C (``_loops.c``). Where they are not, torch does the same, and the bytes do not differ."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-VARIABLE = "CONVERTER_PURE_TORCH"
-LIBRARY = "_compiled_loops"
+from converter_core.compiled import DTYPES, load, suits
 
-_DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _WEIGHT = (_POINTER, _INT, _SIZE)
-_ARGUMENTS = {
-    "absmax": (*_WEIGHT, _SIZE, _POINTER),
-    "int8_codes": (*_WEIGHT, _SIZE, _POINTER, _POINTER),
-    "e4m3_codes": (*_WEIGHT, _SIZE, _POINTER, _POINTER),
-    "int8_costs": (*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
-    "e4m3_costs": (*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
-    "e2m1_codes": (*_WEIGHT, _SIZE, _POINTER, _POINTER),
-    "floor_is_better": (*_WEIGHT, _POINTER, _POINTER),
-    "best_steps": (*_WEIGHT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
-}
 
-
-def _load() -> ctypes.CDLL | None:
-    if os.environ.get(VARIABLE, "") not in ("", "0"):
-        return None
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(LIBRARY + suffix)
-        if path.is_file():
-            library = ctypes.CDLL(str(path))
-            for name, arguments in _ARGUMENTS.items():
-                function = getattr(library, name)
-                function.argtypes, function.restype = arguments, None
-            return library
-    return None
-
-
-_library = _load()
+_library = load(
+    __file__,
+    "_compiled_loops",
+    absmax=(*_WEIGHT, _SIZE, _POINTER),
+    int8_codes=(*_WEIGHT, _SIZE, _POINTER, _POINTER),
+    e4m3_codes=(*_WEIGHT, _SIZE, _POINTER, _POINTER),
+    int8_costs=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
+    e4m3_costs=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
+    e2m1_codes=(*_WEIGHT, _SIZE, _POINTER, _POINTER),
+    floor_is_better=(*_WEIGHT, _POINTER, _POINTER),
+    best_steps=(*_WEIGHT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
+)
 
 
 def suit(weight: Tensor) -> bool:
     """Whether these loops are there for a weight."""
-    return _library is not None and weight.device.type == "cpu"
+    return suits(_library, weight)
 
 
 def absmax(weight: Tensor, width: int) -> Tensor:
@@ -104,4 +81,4 @@ def _by_row(name: str, weight: Tensor, scale: Tensor, *out: Tensor) -> Tensor:
 def _call(name: str, weight: Tensor, count: int, *arguments: Tensor | int) -> None:
     kept = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]  # what is to be filled is so already
     pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in kept]
-    getattr(_library, name)(weight.data_ptr(), _DTYPES[weight.dtype], count, *pointers)
+    getattr(_library, name)(weight.data_ptr(), DTYPES[weight.dtype], count, *pointers)
