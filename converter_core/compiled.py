@@ -39,6 +39,6 @@ def load(beside: str, name: str, **functions: Sequence[Any]) -> ctypes.CDLL | No
     return None
 
 
-def suits(library: ctypes.CDLL | None, weight: Tensor) -> bool:
-    """Whether a library is there for a weight."""
-    return library is not None and weight.device.type == "cpu" and weight.dtype in DTYPES
+def suits(library: ctypes.CDLL | None, tensor: Tensor) -> bool:
+    """Whether a library is there for a tensor."""
+    return library is not None and tensor.device.type == "cpu"

@@ -44,7 +44,7 @@ class Sums:
         shape = decoded.shape
         rows = shape[0] if shape else 1
         source, decoded = source.reshape(rows, -1), decoded.reshape(rows, -1)
-        compare = _compared if suits(_library, source) else _compared_by_torch
+        compare = _compared if suits(_library, source) and source.dtype in DTYPES else _compared_by_torch
         (error, signal, cross), reach = compare(source, decoded)
         self.error += error
         self.signal += signal

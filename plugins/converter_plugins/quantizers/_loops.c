@@ -85,6 +85,31 @@ LOOP e4m3_codes(const void *x, int dtype, size_t rows, size_t columns, const flo
     FOR_DTYPE(dtype, e4m3_codes_of(x, D, rows, columns, scale, out))
 }
 
+/* What the codes stand for, times the scale of their row. */
+LOOP e4m3_values(const uint8_t *codes, size_t rows, size_t columns, const float *scale, float *out)
+{
+    for (size_t row = 0; row < rows; row++)
+        for (size_t i = row * columns; i < (row + 1) * columns; i++) {
+            uint32_t code = codes[i] & 0x7F, sign = (uint32_t)(codes[i] & 0x80) << 24;
+            /* The exponents differ by 127 - 7. Below 2^-6 the codes count steps of 2^-9, as float32 does from 2^-6 on. */
+            uint32_t hidden = code < 8 ? 1 << 23 : 0;
+            float size = as_float((code << 20) + ((127 - 7) << 23) + hidden) - (code < 8 ? 0x1p-6f : 0);
+            uint32_t bits = code == 0x7F ? 0x7FC00000 : as_bits(size);
+            out[i] = as_float(bits | sign) * scale[row];
+        }
+}
+
+/* From each of them to the next, times the scale of their row: 1/8 of the power of two at or below, 2^-9 at least. */
+LOOP e4m3_steps(const uint8_t *codes, size_t rows, size_t columns, const float *scale, float *out)
+{
+    for (size_t row = 0; row < rows; row++)
+        for (size_t i = row * columns; i < (row + 1) * columns; i++) {
+            uint32_t exponent = codes[i] >> 3 & 15;
+            exponent = exponent > 1 ? exponent : 1;
+            out[i] = as_float((exponent + (127 - 7) - 3) << 23) * scale[row];
+        }
+}
+
 /* Sum in the order of `halving_sum`; overwrites the terms. */
 INLINE float halving_sum(float *terms, size_t count)
 {

@@ -18,6 +18,8 @@ _library = load(
     absmax=(*_WEIGHT, _SIZE, _POINTER),
     int8_codes=(*_WEIGHT, _SIZE, _POINTER, _POINTER),
     e4m3_codes=(*_WEIGHT, _SIZE, _POINTER, _POINTER),
+    e4m3_values=(_POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
+    e4m3_steps=(_POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
     int8_costs=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
     e4m3_costs=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
     e2m1_codes=(*_WEIGHT, _SIZE, _POINTER, _POINTER),
@@ -44,6 +46,14 @@ def int8_codes(weight: Tensor, scale: Tensor) -> Tensor:
 
 def e4m3_codes(weight: Tensor, scale: Tensor) -> Tensor:
     return _by_row("e4m3_codes", weight, scale, torch.empty(weight.shape, dtype=torch.float8_e4m3fn))
+
+
+def e4m3_values(codes: Tensor, scale: Tensor) -> Tensor:
+    return _by_code("e4m3_values", codes, scale)
+
+
+def e4m3_steps(codes: Tensor, scale: Tensor) -> Tensor:
+    return _by_code("e4m3_steps", codes, scale)
 
 
 def int8_costs(weight: Tensor, scale: Tensor) -> Tensor:
@@ -76,6 +86,13 @@ def best_steps(weight: Tensor, bins_per_unit: Tensor, shift: Tensor, allowed: Te
 def _by_row(name: str, weight: Tensor, scale: Tensor, *out: Tensor) -> Tensor:
     _call(name, weight, weight.shape[0], weight.shape[1], scale, *out)
     return out[-1]
+
+
+def _by_code(name: str, codes: Tensor, scale: Tensor) -> Tensor:
+    codes, out = codes.contiguous(), torch.empty(codes.shape)
+    scale = scale.expand(codes.shape[0], 1).contiguous()
+    getattr(_library, name)(codes.data_ptr(), *codes.shape, scale.data_ptr(), out.data_ptr())
+    return out
 
 
 def _call(name: str, weight: Tensor, count: int, *arguments: Tensor | int) -> None:

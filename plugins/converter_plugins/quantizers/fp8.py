@@ -73,10 +73,14 @@ class Fp8(Parity, Quantizer):
         return {"weight": codes, "scale": scale}
 
     def dequantize(self, parts: Parts, /) -> Tensor:
-        return decode_e4m3(parts["weight"]).mul_(parts["scale"].float())
+        codes, scale = parts["weight"], parts["scale"].float()
+        return _loops.e4m3_values(codes, scale) if _loops.suit(codes) else decode_e4m3(codes).mul_(scale)
 
     def step(self, parts: Parts, /) -> Tensor:
-        return _binade(decode_e4m3(parts["weight"])).mul_(2.0**-3).mul_(parts["scale"].float())
+        codes, scale = parts["weight"], parts["scale"].float()
+        if _loops.suit(codes):
+            return _loops.e4m3_steps(codes, scale)
+        return _binade(decode_e4m3(codes)).mul_(2.0**-3).mul_(scale)
 
 
 def _codes(weight: Tensor, scale: Tensor) -> Tensor:

@@ -85,3 +85,22 @@ def test_bytes_are_those_of_torch(
         for role, part in expected.items():
             assert compiled[role].dtype is part.dtype
             assert torch.equal(compiled[role].reshape(-1).view(torch.uint8), part.reshape(-1).view(torch.uint8)), role
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-20, 3e38, 2.0**-140, 0.0, -0.75])
+def test_e4m3_codes_come_back_as_in_torch(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if _loops._library is None:
+        pytest.skip("the loops are not compiled")
+    codes = torch.arange(256, dtype=torch.uint8).repeat(3, 1).view(torch.float8_e4m3fn)
+    parts = {"weight": codes, "scale": torch.tensor([[1.0], [scale], [0.3]])}
+    value, step = fp8.Fp8().dequantize(parts), fp8.Fp8().step(parts)
+    assert torch.equal(value.isnan(), (torch.arange(256) % 128 == 127).expand(3, 256))
+    assert value[0, :3].tolist() == [0.0, 2.0**-9, 2.0**-8]
+    assert value[0, 0x7E] == 448
+    assert step[0, [0, 8, 16, 0x7E, 0xFE]].tolist() == [2.0**-9, 2.0**-9, 2.0**-8, 32.0, 32.0]
+    monkeypatch.setattr(_loops, "_library", None)
+    expected, expected_step = fp8.Fp8().dequantize(parts), fp8.Fp8().step(parts)
+    numbers = ~expected.isnan()
+    assert torch.equal(value[numbers].view(torch.int32), expected[numbers].view(torch.int32))
+    ordinary = ~codes.float().isnan()
+    assert torch.equal(step[ordinary].view(torch.int32), expected_step[ordinary].view(torch.int32))
