@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .interfaces import DeviceBackend, LayoutWriter, ModelAdapter, Quantizer, Target
 
 PROJECT = "converter_core"
+DISTRIBUTION = "model-converter"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from . import schemes
 from .checkpoint import Checkpoint, NothingKnown, open_checkpoint
+from .faults import asked, knowing, of_plugins
 from .interfaces import ModelAdapter, Target
 from .recipe_values import Rule
 from .registry import Registry, load_plugins
@@ -83,23 +84,28 @@ def inspect(path: str | os.PathLike[str], registry: Registry | None = None) -> I
     """A folder or file of weights, ours or a stranger's; one that no adapter knows too. CheckpointError if broken."""
     registry = load_plugins() if registry is None else registry
     adapters = [adapter() for adapter in registry.models.values()]
-    try:
-        checkpoint = open_checkpoint(path, knows=lambda key: any(adapter.knows(key) for adapter in adapters))
-    except NothingKnown:
-        checkpoint = open_checkpoint(path)
-    with checkpoint:
-        return _describe(checkpoint, adapters, registry)
+    left_out: list[str] = []
+    with of_plugins(registry):
+        try:
+            checkpoint = open_checkpoint(path, knows=knowing(adapters, left_out))
+        except NothingKnown:
+            checkpoint = open_checkpoint(path)
+        with checkpoint:
+            found = _describe(checkpoint, adapters, registry, left_out)
+    return replace(found, notes=(*found.notes, *left_out))
 
 
-def _describe(checkpoint: Checkpoint, adapters: list[ModelAdapter], registry: Registry) -> Inspection:
+def _describe(
+    checkpoint: Checkpoint, adapters: list[ModelAdapter], registry: Registry, left_out: list[str]
+) -> Inspection:
     tensors = checkpoint.tensors
     first = min(registry.targets.values(), key=lambda cls: not cls.default, default=None)
-    found = recognise(tensors, checkpoint.metadata, registry, first()) if first else None
+    found = recognise(tensors, checkpoint.metadata, registry, first(), left_out) if first else None
     target = registry.targets[found.target]() if found else None
     weights = found.weights if found else {}
     original = _unpacked(tensors, weights, target, registry) if target else tensors
-    models = {adapter: variant for adapter in adapters if (variant := adapter.recognise(original)) is not None}
-    adapter, variant = next(iter(models.items()), (None, None))
+    answers = asked(adapters, lambda adapter: adapter.recognise(original), left_out)
+    adapter, variant = next(((adapter, variant) for adapter, variant in answers if variant is not None), (None, None))
     held = Counter(map(checkpoint.file_of, tensors))
     return Inspection(
         path=str(checkpoint.path),

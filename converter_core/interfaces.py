@@ -131,6 +131,7 @@ class Target(ABC):
     def encode(self, format: str, parts: Parts, /) -> Parts:
         """Canonical parts -> what is stored, by role. Any device, and ``meta``. ``Refused`` for what cannot be stored.
 
+        Of a quantized weight one part is called ``weight`` here too; ``key`` may give it any name in the file.
         ``format`` is ``none`` for weights that are copied or cast.
         """
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 
 from . import schemes
 from .errors import PluginError
 from .fingerprint import listing_hash
+from .hookspecs import DISTRIBUTION
 from .interfaces import Container, LayoutWriter
 from .recipe import Rule
 from .specs import PlannedWeight, TensorSpec
-
-DISTRIBUTION = "model-converter"
 
 
 def spread(
@@ -21,10 +21,17 @@ def spread(
 ) -> dict[str, Sequence[PlannedWeight]]:
     """File -> its weights; PluginError for a layout that loses or doubles one, or that makes up a path."""
     files = layout.files(name, weights)
+    if not isinstance(files, Mapping) or not all(isinstance(group, Sequence) for group in files.values()):
+        raise PluginError(f"layout {layout.name}: files must return a mapping of file names to lists of weights")
     found = sorted(weight.name for group in files.values() for weight in group)
-    if found != sorted(weight.name for weight in weights):
-        raise PluginError(f"layout {layout.name}: does not put every weight into exactly one file")
+    asked = sorted(weight.name for weight in weights)
+    if found != asked:
+        lost, more = Counter(asked) - Counter(found), Counter(found) - Counter(asked)
+        what = f"loses {next(iter(lost))}" if lost else f"has {next(iter(more))} too often"
+        raise PluginError(f"layout {layout.name}: {what}; every weight belongs into exactly one file")
     for stem in files:
+        if stem.endswith(container.suffix):
+            raise PluginError(f"layout {layout.name}: {stem!r} has the suffix already; files are named without it")
         if not stem or "/" in stem or "\0" in stem or stem.startswith("."):
             raise PluginError(f"layout {layout.name}: {stem!r} is no file name")
     return {stem + container.suffix: group for stem, group in files.items()}

@@ -10,19 +10,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from . import devices, fingerprint, output_folder, packing, relayout, remarks, schemes, side_files
+from . import devices, faults, fingerprint, output_folder, packing, relayout, remarks, schemes, side_files
 from .checkpoint import Checkpoint, open_checkpoint
 from .devices import Means
-from .errors import CheckpointError, PlanError
+from .errors import CheckpointError, PlanError, PluginError
+from .hookspecs import DISTRIBUTION
 from .interfaces import LayoutWriter, ModelAdapter, Quantizer
+from .inventory import inventory
 from .keep import Keep
 from .manifest import manifest_name
-from .packing import DISTRIBUTION
 from .plan import Plan
 from .recipe import Recipe, load_recipe, make_quantizer
 from .registry import Registry, load_plugins, options_of
 from .selection import Choice, select
-from .specs import FLOATING, Extras, OutputTensor, PlannedWeight, Source, Stored, TensorSpec, WeightInfo
+from .specs import FLOATING, Extras, OutputTensor, PlannedWeight, Stored, TensorSpec, WeightInfo
 from .tensors import spec_of
 from .weighing import Weigher, groups
 
@@ -47,11 +48,11 @@ def make_plan(
         raise PlanError(f"{asked.where('performance.device')}: {means.absence}")
     path = Path(asked.source.path)
     adapters = _adapters(asked, registry)
-    checkpoint = open_checkpoint(
-        path, format=asked.source.format, knows=lambda key: any(adapter.knows(key) for adapter in adapters)
-    )
+    left_out: list[str] = []
+    checkpoint = open_checkpoint(path, format=asked.source.format, knows=faults.knowing(adapters, left_out))
     try:
-        return _Planner(asked, registry, means, checkpoint, adapters).plan()
+        with faults.of_plugins(registry):
+            return _Planner(asked, registry, means, checkpoint, adapters, left_out).plan()
     except BaseException:
         checkpoint.close()
         raise
@@ -70,7 +71,9 @@ class _Planner:
         means: Means,
         checkpoint: Checkpoint,
         adapters: Sequence[ModelAdapter],
+        left_out: list[str],
     ) -> None:
+        """left_out: what is to be said of plugins that fail when they are asked whether they know this."""
         self.recipe = recipe
         self.registry = registry
         self.means = means
@@ -78,6 +81,7 @@ class _Planner:
         self.tensors = checkpoint.tensors
         self.problems: list[str] = []
         self.notes: list[str] = []
+        self.left_out = left_out
         self.adapter, self.variant = self._recognise(adapters)
         self.target = registry.targets[recipe.target.format or registry.targets.default()]()
         self.layout = self._layout()
@@ -89,10 +93,12 @@ class _Planner:
             output, self.checkpoint.path, (Path(file.path) for file in self.checkpoint.files)
         )
         self.problems += self.adapter.problems(self.tensors)
-        quantized = relayout.recognise(self.tensors, self.checkpoint.metadata, self.registry, self.target)
+        described = self.checkpoint.metadata
+        quantized = relayout.recognise(self.tensors, described, self.registry, self.target, self.left_out)
         dtype = self._dtype()
         stored = self._relaid(quantized) if quantized else {}
-        infos = self._infos(stored)
+        parts = {key for weight in stored.values() for role, key in weight.keys.items() if role != "weight"}
+        infos = inventory(self.adapter, self.tensors, parts)
         names = {self.adapter.rename(info.name, self.target.dialect): info for info in infos}
         selection = select(recipe, self.registry, self.adapter, names, dtype) if not quantized else None
         if selection is not None:
@@ -117,7 +123,7 @@ class _Planner:
         files = packing.spread(self.layout, container, self.name, everything)
         used = {choice.quantizer for choice in choices}
         inputs = sorted({path for quantizer in used for path in quantizer.input_files()})
-        before = schemes.load(self.checkpoint.metadata) if stored else ()
+        before = schemes.load(described) if stored else ()
         told = before or schemes.schemes_of(recipe.quantization)
         metadata = {**packing.header_metadata(told, inputs, self.tensors), **extras.metadata}
         placed = {file: container.place(group, metadata) for file, group in files.items()}
@@ -160,6 +166,7 @@ class _Planner:
                 *remarks.started_anew(recipe.output.path, survey),
                 *survey.warnings,
                 *([self.means.absence] if self.means.absence else []),
+                *self.left_out,
             ),
         )
         free = output_folder.free_disk(output)
@@ -173,14 +180,14 @@ class _Planner:
         return plan
 
     def _recognise(self, adapters: Sequence[ModelAdapter]) -> tuple[ModelAdapter, str]:
-        for adapter in adapters:
-            variant = adapter.recognise(self.tensors)
+        for adapter, variant in faults.asked(adapters, lambda adapter: adapter.recognise(self.tensors), self.left_out):
             if variant is not None:
                 return adapter, variant
         known = ", ".join(adapter.name for adapter in adapters)
         some = ", ".join(repr(key) for key in list(self.tensors)[:3])
         raise PlanError(
-            f"{self.checkpoint.path}: no model adapter recognises it (tried {known}); its tensors: {some} ..."
+            f"{self.checkpoint.path}: no model adapter recognises it (tried {known}); its tensors: {some} ...",
+            *self.left_out,
         )
 
     def _layout(self) -> LayoutWriter:
@@ -210,18 +217,6 @@ class _Planner:
             f"method: none and target.format: {quantized.target} to change the layout only"
         )
         return {}
-
-    def _infos(self, stored: Mapping[str, Stored]) -> list[WeightInfo]:
-        """Every weight of the model, and what no weight claims as extra; parts of stored weights are not extra."""
-        parts = {key for weight in stored.values() for role, key in weight.keys.items() if role != "weight"}
-        infos = [
-            info
-            for info in self.adapter.weights(self.tensors)
-            if not parts & {source.key for source in info.sources.values()}
-        ]
-        claimed = {source.key for info in infos for source in info.sources.values()} | parts
-        infos += [WeightInfo(key, {"weight": Source(key)}, "extra") for key in self.tensors if key not in claimed]
-        return infos
 
     def _quantized_without_scales(self, choices: Iterable[Choice]) -> Iterable[str]:
         """Linear weights in a dtype that only makes sense with scales that no target finds here."""
@@ -258,6 +253,10 @@ class _Planner:
                 )
         if self.layout.indexed:
             side[packing.index_name(self.target.container)] = packing.index(weights, home)
+        for name, content in extras.side_files.items():
+            if not isinstance(content, bytes):
+                kind = type(content).__name__
+                raise PluginError(f"target {self.target.name}: side file {name} must be bytes, not {kind}")
         side.update(extras.side_files)
         return side, {name: path for name, path in copies.items() if name not in side}
 

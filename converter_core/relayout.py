@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .faults import asked
 from .interfaces import Target
 from .registry import Registry
 from .specs import Stored, TensorSpec
@@ -24,12 +25,19 @@ class Quantized:
 
 
 def recognise(
-    tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], registry: Registry, preferred: Target
+    tensors: Mapping[str, TensorSpec],
+    metadata: Mapping[str, str],
+    registry: Registry,
+    preferred: Target,
+    left_out: list[str],
 ) -> Quantized | None:
-    """The target that finds the most of its own weights in a checkpoint; on a tie the preferred one. None: no such."""
+    """The target that finds the most of its own weights in a checkpoint; on a tie the preferred one. None: no such.
+
+    left_out: gets what is to be said of targets that fail.
+    """
     best: Quantized | None = None
-    for name in sorted(registry.targets, key=lambda name: name != preferred.name):
-        found = registry.targets[name]().scan(tensors, metadata)
+    targets = [registry.targets[name]() for name in sorted(registry.targets, key=lambda name: name != preferred.name)]
+    for target, found in asked(targets, lambda target: target.scan(tensors, metadata), left_out):
         if found and (best is None or len(found) > len(best.weights)):
-            best = Quantized(name, found)
+            best = Quantized(target.name, found)
     return best

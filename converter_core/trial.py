@@ -7,20 +7,19 @@ shapes and dtypes of what it will make of data; how they grow with the rows is r
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .errors import PluginError, Refused, shown
+from .errors import PluginError, Refused
+from .faults import told
 from .interfaces import ModelAdapter, Quantizer, Target
 from .keep import Keep
-from .specs import TensorSpec
-from .tensors import dtype_name, spec_of, torch_dtype
+from .specs import FLOATING, TensorSpec
+from .tensors import dtype_name, raw, spec_of, torch_dtype
 
 if TYPE_CHECKING:
     from .specs import Parts
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 # The first arithmetic on meta tensors imports torch._dynamo (1 s, 71 MiB with torch 2.13): only where zeros would be
 # large, which happens to whole-weight quantizers alone.
 LARGEST_ZEROS = 4 << 20
-
-_NOT_A_PLUGIN = tuple(f"{Path(module).parent}/" for module in (__file__, torch.__file__))
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Trials:
             except (Refused, PluginError) as error:
                 self._seen[case] = error
             except Exception as error:
-                self._seen[case] = PluginError(_told(error))
+                self._seen[case] = PluginError(f"{told(error)}; what a scheme cannot take, quantize refuses (Refused)")
         result = self._seen[case]
         if isinstance(result, Outcome):
             return result
@@ -109,6 +106,7 @@ class _Trial:
         weight, two_pass, few = self._quantize(fine)
         more = self._quantize(2 * fine)[2]
         joined = frozenset(role for role, part in few.items() if part.shape != more[role].shape)
+        self._check_rows(fine, joined)
 
         def encoded(rows: int) -> dict[str, TensorSpec]:
             count = -(-rows // fine)
@@ -146,7 +144,14 @@ class _Trial:
         )
         statistic = self.quantizer.statistic(weight)
         given = {name: _stand_in(spec).to(weight.device) for name, spec in self.inputs.items()}
-        parts = self.quantizer.quantize(weight, **given, **statistic)
+        try:
+            parts = self.quantizer.quantize(weight, **given, **statistic)
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            if weight.device.type != "meta":
+                raise
+            raise PluginError(
+                f"{told(error)}; large weights are planned without values (meta): no numpy, no item(), no if on values"
+            ) from error
         if not isinstance(self.quantizer, Keep):
             self._check(parts, weight)
         return self._spec(weight), bool(statistic), parts
@@ -168,9 +173,43 @@ class _Trial:
         if step is not None and (not isinstance(step, Tensor) or step.shape != weight.shape):
             raise PluginError(f"step must give the weight's shape, {list(weight.shape)} here, not {_type_of(step)}")
 
+    def _check_rows(self, fine: int, joined: frozenset[str]) -> None:
+        """On noise, for only values show it: that rows are as independent as ``row_tile`` says."""
+        spec = {
+            role: piece.spec.rows(2 * fine) if piece.by_rows else piece.spec for role, piece in self.sources.items()
+        }
+        if any(one.dtype not in FLOATING or one.numel > LARGEST_ZEROS for one in spec.values()):
+            return
+        generator = torch.Generator().manual_seed(0)
+        noise = {
+            role: torch.randn(one.shape, generator=generator).to(torch_dtype(one.dtype)) for role, one in spec.items()
+        }
+        weight = self.adapter.assemble(noise)
+        halves = weight[:fine], weight[fine:]
+        statistic = self.quantizer.statistic(weight)
+        for name, value in statistic.items():
+            if not torch.equal(value, torch.maximum(*(self.quantizer.statistic(half)[name] for half in halves))):
+                raise PluginError(f"statistic gives another {name} for slabs, combined by maximum, than for the whole")
+        given = {name: torch.ones(one.shape, dtype=torch_dtype(one.dtype)) for name, one in self.inputs.items()}
+        whole = self.quantizer.quantize(weight, **given, **statistic)
+        slabs = [self.quantizer.quantize(half, **given, **statistic) for half in halves]
+        for role, part in whole.items():
+            pieces = [slab[role] for slab in slabs]
+            same = [torch.cat(pieces)] if role in joined else pieces
+            if any(raw(one.contiguous()) != raw(part.contiguous()) for one in same):
+                raise PluginError(f"{role} is another in slabs of {fine} rows; row_tile is not true")
+
     def _encode(self, parts: Parts) -> dict[str, TensorSpec]:
-        stored = self.target.encode(self.quantizer.format, parts)
         format = self.quantizer.format
+        try:
+            stored = self.target.encode(format, parts)
+        except (Refused, PluginError):
+            raise
+        except Exception as error:
+            raise PluginError(f"target {self.target.name}: {told(error)}") from error
+        if format != Keep.name and "weight" not in stored:
+            roles = ", ".join(stored)
+            raise PluginError(f"target {self.target.name}: encode must store one part as weight; it returns {roles}")
         specs = {role: self._spec(tensor) if format == "none" else spec_of(tensor) for role, tensor in stored.items()}
         return {
             role: TensorSpec(self.target.stored_dtype(format, role, spec.dtype), spec.shape)
@@ -197,16 +236,6 @@ def _stack(one: TensorSpec, two: TensorSpec, three: TensorSpec, rest: TensorSpec
     height = one.shape[0]
     tail = rest is None or (bool(rest.shape) and rest == one.rows(rest.shape[0]))
     return tail and two == one.rows(2 * height) and three == one.rows(3 * height)
-
-
-def _told(error: Exception) -> str:
-    """What a plugin raised, in its or torch's own words, and where in the plugin's code."""
-    words = str(error).strip().partition("\n")[0]
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_A_PLUGIN)
-    ]
-    where = f" ({shown(frames[-1].filename)}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {words}{where}"
 
 
 def _type_of(value: object) -> str:

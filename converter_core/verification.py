@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import CheckpointError, shown
+from .faults import of_plugins
 from .memory import keep_freed_memory
 from .registry import Registry, load_plugins
 from .team import Progress
@@ -59,6 +60,7 @@ def verify(
             prefix = f"{shown(manifest or path)}: "
             problems = tuple(Problem(file, "", problem.removeprefix(prefix)) for problem in error.problems)
             return replace(empty, problems=problems, seconds=time.monotonic() - started)
+        stack.enter_context(of_plugins(registry))
         subject = Subject(opened, expected, registry)
         source = subject.open_source(against, stack) if against is not None else None
         found = Run(subject, source, progress).run()

@@ -12,11 +12,12 @@ from . import relayout, schemes
 from .accuracy import Source
 from .checkpoint import NothingKnown, open_checkpoint
 from .errors import ConverterError, RecipeError, VerificationError, shown
+from .faults import asked
 from .interfaces import ModelAdapter, Quantizer, Target
+from .inventory import inventory
 from .keep import Keep
 from .recipe import Recipe, Rule, make_quantizer
 from .registry import Registry
-from .specs import Source as Part
 from .specs import Stored, TensorSpec, WeightInfo
 from .verification_files import Output
 from .verification_structure import Expected
@@ -67,13 +68,17 @@ class Subject:
         best: tuple[Target, dict[str, Stored]] | None = None
         tensors = self.output.tensors
         metadata = {key: text for file in self.output.files.values() for key, text in file.metadata.items()}
-        for name in sorted(self.registry.targets, key=lambda name: not self.registry.targets[name].default):
-            target = self.registry.targets[name]()
+
+        def scan(target: Target) -> dict[str, Stored]:
             found: dict[str, Stored] = {}
             for file in self.output.files.values():
                 found |= target.scan({key: spec for key, (spec, _) in file.tensors.items()}, file.metadata)
             if not found and len(self.output.files) > 1:
                 found |= target.scan(tensors, metadata)
+            return found
+
+        classes = sorted(self.registry.targets.values(), key=lambda cls: not cls.default)
+        for target, found in asked([cls() for cls in classes], scan, self.output.notes):
             if best is None or len(found) > len(best[1]):
                 best = target, found
         if best is None:
@@ -94,7 +99,8 @@ class Subject:
             return self.registry.models[name]() if name in self.registry.models else None
         names = {weight.name: self.output.tensors[weight.stored.keys["weight"]] for weight in self.weights}
         adapters = [cls() for cls in self.registry.models.values()]
-        return max(adapters, key=lambda adapter: sum(map(adapter.knows, names)), default=None)
+        known = list(asked(adapters, lambda adapter: sum(map(adapter.knows, names)), self.output.notes))
+        return max(known, key=lambda answer: answer[1])[0] if known else None
 
     def open_source(self, against: str | os.PathLike[str], stack: ExitStack) -> Source:
         if self.adapter is None:
@@ -104,9 +110,10 @@ class Subject:
         except NothingKnown:
             raise VerificationError(f"{shown(against)}: has no tensor that {self.adapter.name} knows") from None
         stack.enter_context(checkpoint)
-        quantized = relayout.recognise(checkpoint.tensors, checkpoint.metadata, self.registry, self.target)
+        notes = self.output.notes
+        quantized = relayout.recognise(checkpoint.tensors, checkpoint.metadata, self.registry, self.target, notes)
         if quantized is not None:
-            self.output.notes.append(f"the source is itself quantized ({quantized}); it is compared bit by bit")
+            notes.append(f"the source is itself quantized ({quantized}); it is compared bit by bit")
         return Source(checkpoint, self.adapter, self.target, quantized.weights if quantized else {})
 
     def infos(self, source: Source | None) -> Mapping[str, WeightInfo]:
@@ -122,15 +129,8 @@ class Subject:
                 for weight in self.weights
                 if (spec := weight.spec or stored.get(weight.stored.keys["weight"])) is not None
             }
-        infos = list(self.adapter.weights(tensors))
-        claimed = {part.key for info in infos for part in info.sources.values()}
-        infos += [WeightInfo(key, {"weight": Part(key)}, "extra") for key in tensors if key not in claimed]
-        parts = source.parts if source is not None else frozenset()
-        return {
-            self.adapter.rename(info.name, self.target.dialect): info
-            for info in infos
-            if not parts & {part.key for part in info.sources.values()}
-        }
+        infos = inventory(self.adapter, tensors, source.parts if source is not None else ())
+        return {self.adapter.rename(info.name, self.target.dialect): info for info in infos}
 
     def quantizer(self, weight: Weight) -> Quantizer | None:
         """The one that made it, by the recipe in the manifest or the metadata; else any that reads its format."""

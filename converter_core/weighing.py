@@ -75,8 +75,7 @@ class Weigher:
             return None
         except PluginError as error:
             reason = f"shows a fault of the plugin: {error}"
-            advice = "; if the scheme takes no such weights, quantize must say so (raise Refused)"
-            self._refused.setdefault((quantizer.name, reason, advice), []).append(name)
+            self._refused.setdefault((quantizer.name, reason, ""), []).append(name)
             return None
         outputs = tuple(
             OutputTensor(info.name if relaid else self.target.key(name, at), at, spec, tile)

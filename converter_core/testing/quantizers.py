@@ -177,7 +177,10 @@ class QuantizerConformance(OneThread):
         for at, weight, whole, height in self._heights():
             around = self._slabwise(weight, height)
             made = [self.quantizer.quantize(rows, **around) for rows in slabs(weight, height)]
-            outcome = self._trial(spec_of(weight))
+            try:
+                outcome = self._trial(spec_of(weight))
+            except PluginError as error:
+                raise AssertionError(f"{at}: {error}") from None
             for role, expected in whole.items():
                 pieces = [parts[role] for parts in made]
                 if not outcome.tile or outcome.outputs[role][1]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -230,13 +231,14 @@ def test_a_cast_that_overflows_stops_the_run(asked: Any, wan_source: Path, tmp_p
 
 @dataclass(frozen=True)
 class Liar(Quantizer):
-    """Says that rows are independent, but scales by the largest of all it sees."""
+    """Says that rows are independent, but scales by the largest of all it sees, at least of more than a few."""
 
     name: ClassVar[str] = "liar"
     row_tile: ClassVar[int | None] = 1
+    few: int = 0
 
     def quantize(self, weight: Tensor, /) -> dict[str, Tensor]:
-        amax = weight.float().abs().amax()
+        amax = weight.float().abs().amax() if weight.shape[0] > self.few else weight.new_ones((), dtype=torch.float32)
         return {"weight": (weight.float() / amax * 127).to(torch.int8), "global_scale": amax}
 
     def dequantize(self, parts: Mapping[str, Tensor], /) -> Tensor:
@@ -300,7 +302,8 @@ class Hungry(Quantizer):
     limit: int = 64
 
     def quantize(self, weight: Tensor, /) -> dict[str, Tensor]:
-        if weight.shape[0] > self.limit and bool(weight.any()):
+        under_way = threading.current_thread() is not threading.main_thread()
+        if weight.shape[0] > self.limit and under_way:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return {"weight": weight.half()}
 
@@ -324,8 +327,12 @@ def strangers(asked: Any, method: str) -> dict[str, Any]:
 
 def test_a_false_row_tile_shows_itself(asked: Any, strange: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converter_plugins.devices.cpu.Cpu.slab_bytes", lambda self, device: 20_000)
+    recipe = strangers(asked, "liar")
+    with pytest.raises(PlanError, match=r"weight is another in slabs of 1 rows; row_tile is not true"):
+        convert(recipe, registry=strange)
+    recipe["quantization"]["options"] = {"few": 8}
     with pytest.raises(ConversionError, match=r"differs between slabs; row_tile of liar"):
-        convert(strangers(asked, "liar"), registry=strange)
+        convert(recipe, registry=strange)
 
 
 def test_a_result_that_differs_from_the_trial_is_not_written(asked: Any, strange: Any, tmp_path: Path) -> None:

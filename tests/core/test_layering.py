@@ -30,10 +30,10 @@ ORDER = [
         "journal",
     ],
     # what plugins are, and where they come from
-    ["interfaces", "hookspecs", "fitness", "registry", "keep"],
+    ["interfaces", "hookspecs", "fitness", "registry", "faults", "keep"],
     # what is there, and what is asked for
     ["index_file", "torch_file", "checkpoint", "declared", "recipe_values", "recipe_yaml", "recipe_check", "recipe"],
-    ["relayout", "selection", "schemes", "inspection", "trial", "side_files", "output_folder", "devices"],
+    ["inventory", "relayout", "selection", "schemes", "inspection", "trial", "side_files", "output_folder", "devices"],
     # what is to be done
     ["plan", "weighing", "packing", "slabs", "remarks", "planning"],
     # doing it, and looking at what was done

@@ -95,7 +95,7 @@ def planned(asked: Callable[..., Any], cls: type[Quantizer], **keys: Any) -> str
 def test_a_broken_contract_is_named(asked: Any, cls: type[Quantizer], fault: str) -> None:
     told = planned(asked, cls)
     assert told.startswith("mine: blocks.0.cross_attn.k.weight (and ")
-    assert f" more) shows a fault of the plugin: {fault};" in told
+    assert f" more) shows a fault of the plugin: {fault}" in told
     assert told.count("\n") <= 2, "once for each shape at most"
     assert "method none" not in told
 
@@ -109,7 +109,7 @@ def test_a_broken_contract_is_named(asked: Any, cls: type[Quantizer], fault: str
 )
 def test_what_is_raised_comes_with_its_place(asked: Any, cls: type[Quantizer], fault: str, function: str) -> None:
     line = getattr(cls, function).__code__.co_firstlineno + 1
-    assert f"shows a fault of the plugin: {fault} ({__file__}:{line}, in {function})" in planned(asked, cls)
+    assert f"shows a fault of the plugin: {fault} ({__file__}:{line}, in {function});" in planned(asked, cls)
 
 
 def test_one_reason_for_all_weights_is_told_once(asked: Any) -> None:

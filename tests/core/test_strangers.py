@@ -1,0 +1,228 @@
+"""Faults of strangers' models, layouts and targets: told with their place, and no burden to who needs them not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from converter_core import (
+    Extras,
+    LayoutWriter,
+    ModelAdapter,
+    Parts,
+    PlanError,
+    PlannedWeight,
+    PluginError,
+    Source,
+    Stored,
+    Target,
+    TensorSpec,
+    WeightInfo,
+    convert,
+    faults,
+    hookimpl,
+    inspect,
+    load_plugins,
+    make_plan,
+    verify,
+)
+from converter_plugins.models.wan_dit import WanDit
+
+
+class Mine(Target):
+    name = "mine"
+    row_tile = 1
+
+    def key(self, name: str, role: str) -> str:
+        return f"{name}/{role}"
+
+    def encode(self, format: str, parts: Parts, /) -> Parts:
+        return parts
+
+    def decode(self, format: str, stored: Parts, /) -> Parts:
+        return stored
+
+
+class Misnames(Mine):
+    def key(self, name: str, role: str) -> str:
+        return nmae  # type: ignore[name-defined]  # noqa: F821
+
+
+class Misencodes(Mine):
+    def encode(self, format: str, parts: Parts, /) -> Parts:
+        return {"weight": parts["wieght"]}
+
+
+class Renames(Mine):
+    def encode(self, format: str, parts: Parts, /) -> Parts:
+        return {"codes" if role == "weight" else role: part for role, part in parts.items()}
+
+
+class AddsText(Mine):
+    def extras(self, weights: Sequence[PlannedWeight], /) -> Extras:
+        return Extras(side_files={"mine.json": "{}"})  # type: ignore[dict-item]
+
+
+class MisreadsOthers(Mine):
+    def scan(self, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], /) -> Mapping[str, Stored]:
+        return dict.fromkeys(tensors, metadata["mine"])  # type: ignore[misc]
+
+
+class ByKind(LayoutWriter):
+    name = "by_kind"
+
+    def files(self, name: str, weights: Sequence[PlannedWeight]) -> Mapping[str, Sequence[PlannedWeight]]:
+        return {name: weights}
+
+
+class Misspells(ByKind):
+    def files(self, name: str, weights: Sequence[PlannedWeight]) -> Mapping[str, Sequence[PlannedWeight]]:
+        return {weight.kind: [weight] for weight in weights}  # type: ignore[attr-defined]
+
+
+class ReturnsAList(ByKind):
+    def files(self, name: str, weights: Sequence[PlannedWeight]) -> Any:
+        return [weights]
+
+
+class LosesOne(ByKind):
+    def files(self, name: str, weights: Sequence[PlannedWeight]) -> Mapping[str, Sequence[PlannedWeight]]:
+        return {name: weights[1:]}
+
+
+class NamesTheSuffix(ByKind):
+    def files(self, name: str, weights: Sequence[PlannedWeight]) -> Mapping[str, Sequence[PlannedWeight]]:
+        return {f"{name}.safetensors": weights}
+
+
+class Tiny(ModelAdapter):
+    name = "tiny"
+    modules = ("ffn",)
+
+    def knows(self, key: str) -> bool:
+        return "ffn" in key
+
+    def recognise(self, tensors: Mapping[str, TensorSpec]) -> str | None:
+        return "tiny"
+
+    def weights(self, tensors: Mapping[str, TensorSpec]) -> Iterable[WeightInfo]:
+        for key in tensors:
+            yield WeightInfo(key, {"weight": Source(key)}, "other")
+
+
+class Stumbles(Tiny):
+    def recognise(self, tensors: Mapping[str, TensorSpec]) -> str | None:
+        return tensors["nowhere"].dtype
+
+
+class StumblesAtKeys(Tiny):
+    def knows(self, key: str) -> bool:
+        return key[1000] == "x"
+
+
+class SeesGhosts(Tiny):
+    def weights(self, tensors: Mapping[str, TensorSpec]) -> Iterable[WeightInfo]:
+        yield WeightInfo("ghost", {"weight": Source("blocks.0.ffn.0.wieght")}, "linear", "ffn")
+
+
+class CountsTwice(Tiny):
+    def weights(self, tensors: Mapping[str, TensorSpec]) -> Iterable[WeightInfo]:
+        return [*super().weights(tensors), *super().weights(tensors)]
+
+
+class SourcesBare(Tiny):
+    def weights(self, tensors: Mapping[str, TensorSpec]) -> Iterable[WeightInfo]:
+        return [WeightInfo(key, Source(key)) for key in tensors]  # type: ignore[arg-type]
+
+
+def registry(*classes: type) -> Any:
+    class Plugin:
+        @hookimpl
+        def converter_targets(self) -> list[type]:
+            return [cls for cls in classes if issubclass(cls, Target)]
+
+        @hookimpl
+        def converter_layouts(self) -> list[type]:
+            return [cls for cls in classes if issubclass(cls, LayoutWriter)]
+
+        @hookimpl
+        def converter_models(self) -> list[type]:
+            return [cls for cls in classes if issubclass(cls, ModelAdapter)]
+
+    return load_plugins(extra=[Plugin()])
+
+
+def line(cls: type, method: str) -> str:
+    return f"({__file__}:{getattr(cls, method).__code__.co_firstlineno + 1}, in "
+
+
+@pytest.mark.parametrize(
+    ("cls", "method", "keys", "fault"),
+    [
+        (Misnames, "key", {"target.format": "mine"}, "NameError: name 'nmae' is not defined"),
+        (Misspells, "files", {"target.layout": "by_kind"}, "AttributeError: 'PlannedWeight' object has no attribute"),
+        (Stumbles, "recognise", {"source.type": "tiny"}, "KeyError: 'nowhere'"),
+    ],
+)
+def test_what_is_raised_comes_with_its_place(
+    asked: Any, cls: type, method: str, keys: dict[str, str], fault: str
+) -> None:
+    with pytest.raises((PlanError, PluginError)) as told:
+        make_plan(asked("int8", **keys), registry(cls))
+    assert fault in str(told.value)
+    assert line(cls, method) in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "keys", "fault"),
+    [
+        (Misencodes, {"target.format": "mine"}, "fault of the plugin: target mine: KeyError: 'wieght' ("),
+        (Renames, {"target.format": "mine"}, "target mine: encode must store one part as weight; it returns codes, sc"),
+        (AddsText, {"target.format": "mine"}, "target mine: side file mine.json must be bytes, not str"),
+        (ReturnsAList, {"target.layout": "by_kind"}, "layout by_kind: files must return a mapping of file names to"),
+        (LosesOne, {"target.layout": "by_kind"}, "layout by_kind: loses blocks.0.cross_attn.k.bias"),
+        (NamesTheSuffix, {"target.layout": "by_kind"}, "'wan.safetensors' has the suffix already"),
+        (SeesGhosts, {"source.type": "tiny"}, "model tiny: ghost is made of blocks.0.ffn.0.wieght, which is not there"),
+        (CountsTwice, {"source.type": "tiny"}, "model tiny: lists blocks.0."),
+        (SourcesBare, {"source.type": "tiny"}, "model tiny: the sources of blocks.0."),
+    ],
+)
+def test_a_broken_contract_is_an_error_of_the_plan(asked: Any, cls: type, keys: dict[str, str], fault: str) -> None:
+    with pytest.raises((PlanError, PluginError)) as told:
+        make_plan(asked("int8", **keys), registry(cls))
+    assert fault in str(told.value)
+
+
+def test_a_target_that_fails_on_other_files_stops_no_one(asked: Any, wan_source: Any, tmp_path: Any) -> None:
+    found = registry(MisreadsOthers)
+    remark = f"plugin mine is left out, for it fails: KeyError: 'mine' {line(MisreadsOthers, 'scan')}"
+    with make_plan(asked("int8"), found) as plan:
+        assert any(remark in warning for warning in plan.warnings)
+    seen = inspect(wan_source, found)
+    assert seen.model == "wan_dit"
+    assert any(remark in note for note in seen.notes)
+    convert(asked("int8"), registry=found)
+    (tmp_path / "out" / "wan.manifest.json").unlink()
+    assert inspect(tmp_path / "out", found).quantized.formats == {"int8": 36}
+    report = verify(tmp_path / "out", wan_source, registry=found)
+    assert report.ok
+    assert any(remark in note for note in report.notes)
+
+
+def test_a_model_that_fails_on_other_files_is_told_once() -> None:
+    left_out: list[str] = []
+    knows = faults.knowing([StumblesAtKeys(), WanDit()], left_out)
+    assert [knows(key) for key in ("blocks.0.ffn.0.weight", "patch_embedding.weight", "strange")] == [True, True, False]
+    assert len(left_out) == 1
+    assert f"IndexError: string index out of range {line(StumblesAtKeys, 'knows')}knows)" in left_out[0]
+    answers = faults.asked([Stumbles(), WanDit()], lambda adapter: adapter.recognise({}), left_out)
+    assert [(adapter.name, answer) for adapter, answer in answers] == [("wan_dit", None)]
+    assert "KeyError: 'nowhere'" in left_out[1]
+
+
+def test_a_fault_of_the_core_keeps_its_traceback(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter_core.planning.groups", "no function")
+    with pytest.raises(TypeError, match="not callable"):
+        make_plan(asked("int8"), registry(Mine))
