@@ -7,7 +7,7 @@ shapes and dtypes of what it will make of data; how they grow with the rows is r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -174,7 +174,9 @@ class _Trial:
             raise PluginError(f"step must give the weight's shape, {list(weight.shape)} here, not {_type_of(step)}")
 
     def _check_rows(self, fine: int, joined: frozenset[str]) -> None:
-        """On noise, for only values show it: that rows are as independent as ``row_tile`` says."""
+        """On noise, for only values show it: that rows are as independent as ``row_tile`` says, and that the target's
+        ``decode`` undoes its ``encode``.
+        """
         spec = {
             role: piece.spec.rows(2 * fine) if piece.by_rows else piece.spec for role, piece in self.sources.items()
         }
@@ -196,25 +198,37 @@ class _Trial:
         for role, part in whole.items():
             pieces = [slab[role] for slab in slabs]
             same = [torch.cat(pieces)] if role in joined else pieces
-            if any(raw(one.contiguous()) != raw(part.contiguous()) for one in same):
+            if not all(_same(one, part) for one in same):
                 raise PluginError(f"{role} is another in slabs of {fine} rows; row_tile is not true")
+        back = self._asked_of_target(lambda: self.target.decode(self.quantizer.format, self._stored(whole)))
+        for role, part in whole.items():
+            if role not in back or not _same(back[role], part):
+                raise PluginError(f"target {self.target.name}: decode does not undo encode; {role} is not what it was")
 
     def _encode(self, parts: Parts) -> dict[str, TensorSpec]:
         format = self.quantizer.format
-        try:
-            stored = self.target.encode(format, parts)
-        except (Refused, PluginError):
-            raise
-        except Exception as error:
-            raise PluginError(f"target {self.target.name}: {told(error)}") from error
-        if format != Keep.name and "weight" not in stored:
-            roles = ", ".join(stored)
-            raise PluginError(f"target {self.target.name}: encode must store one part as weight; it returns {roles}")
+        stored = self._stored(parts)
         specs = {role: self._spec(tensor) if format == "none" else spec_of(tensor) for role, tensor in stored.items()}
         return {
             role: TensorSpec(self.target.stored_dtype(format, role, spec.dtype), spec.shape)
             for role, spec in specs.items()
         }
+
+    def _stored(self, parts: Parts) -> Parts:
+        format = self.quantizer.format
+        stored = self._asked_of_target(lambda: self.target.encode(format, parts))
+        if format != Keep.name and "weight" not in stored:
+            roles = ", ".join(stored)
+            raise PluginError(f"target {self.target.name}: encode must store one part as weight; it returns {roles}")
+        return stored
+
+    def _asked_of_target(self, ask: Callable[[], Parts]) -> Parts:
+        try:
+            return ask()
+        except (Refused, PluginError):
+            raise
+        except Exception as error:
+            raise PluginError(f"target {self.target.name}: {told(error)}") from error
 
     def _spec(self, tensor: Tensor) -> TensorSpec:
         """A tensor's spec; one that is handled as the bytes of a rarer dtype (E8M0, U16) keeps that name."""
@@ -236,6 +250,12 @@ def _stack(one: TensorSpec, two: TensorSpec, three: TensorSpec, rest: TensorSpec
     height = one.shape[0]
     tail = rest is None or (bool(rest.shape) and rest == one.rows(rest.shape[0]))
     return tail and two == one.rows(2 * height) and three == one.rows(3 * height)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Same dtype, shape and bytes."""
+    alike = one.dtype == other.dtype and one.shape == other.shape
+    return alike and raw(one.contiguous()) == raw(other.contiguous())
 
 
 def _type_of(value: object) -> str:

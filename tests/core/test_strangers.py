@@ -70,6 +70,22 @@ class MisreadsOthers(Mine):
         return dict.fromkeys(tensors, metadata["mine"])  # type: ignore[misc]
 
 
+class LosesTheScale(Mine):
+    def decode(self, format: str, stored: Parts, /) -> Parts:
+        return {"weight": stored["weight"]}
+
+
+class TurnsRound(Mine):
+    def decode(self, format: str, stored: Parts, /) -> Parts:
+        return {**stored, "weight": stored["weight"].flip(1)}
+
+
+class ScansItsOwn(Mine):
+    def scan(self, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], /) -> Mapping[str, Stored]:
+        stems = [key.removesuffix("/scale") for key in tensors if key.endswith("/scale")]
+        return {stem: Stored("int8", {role: f"{stem}/{role}" for role in ("weight", "scale")}) for stem in stems}
+
+
 class ByKind(LayoutWriter):
     name = "by_kind"
 
@@ -180,6 +196,12 @@ def test_what_is_raised_comes_with_its_place(
     [
         (Misencodes, {"target.format": "mine"}, "fault of the plugin: target mine: KeyError: 'wieght' ("),
         (Renames, {"target.format": "mine"}, "target mine: encode must store one part as weight; it returns codes, sc"),
+        (
+            LosesTheScale,
+            {"target.format": "mine"},
+            "target mine: decode does not undo encode; scale is not what it",
+        ),
+        (TurnsRound, {"target.format": "mine"}, "target mine: decode does not undo encode; weight is not what it was"),
         (AddsText, {"target.format": "mine"}, "target mine: side file mine.json must be bytes, not str"),
         (ReturnsAList, {"target.layout": "by_kind"}, "layout by_kind: files must return a mapping of file names to"),
         (LosesOne, {"target.layout": "by_kind"}, "layout by_kind: loses blocks.0.cross_attn.k.bias"),
@@ -226,3 +248,19 @@ def test_a_fault_of_the_core_keeps_its_traceback(asked: Any, monkeypatch: pytest
     monkeypatch.setattr("converter_core.planning.groups", "no function")
     with pytest.raises(TypeError, match="not callable"):
         make_plan(asked("int8"), registry(Mine))
+
+
+def test_without_the_manifest_names_of_copied_tensors_are_unknown_and_that_is_told_once(
+    asked: Any, wan_source: Any, tmp_path: Any
+) -> None:
+    found = registry(ScansItsOwn)
+    convert(asked("int8", **{"target.format": "mine"}), registry=found)
+    assert verify(tmp_path / "out", wan_source, registry=found).ok
+    (tmp_path / "out" / "wan.manifest.json").unlink()
+    report = verify(tmp_path / "out", wan_source, registry=found)
+    assert [str(problem) for problem in report.problems] == [
+        "83 tensors that are not quantized have names that only the manifest explains, e.g. "
+        "blocks.0.cross_attn.k.bias/weight; without it they cannot be compared"
+    ]
+    assert len(report.weights) == 36
+    assert all(weight.ok for weight in report.weights)

@@ -27,7 +27,7 @@ class Ternary(Quantizer):
 
     def quantize(self, weight: Tensor, /) -> Parts:
         if weight.dim() != 2 or not weight.numel() or weight.shape[1] % 4:
-            raise Refused(f"has shape {list(weight.shape)}; needs rows of a multiple of 4 columns")
+            raise Refused("needs two dimensions and a multiple of 4 columns")
         size = weight.float().abs()
         kept = size > self.threshold * mean(size, torch.ones_like(size, dtype=torch.bool))
         codes = torch.where(kept, weight.float().sign(), 0).add(1).to(torch.uint8).reshape(weight.shape[0], -1, 4)
