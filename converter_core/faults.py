@@ -23,14 +23,12 @@ T = TypeVar("T")
 def told(error: BaseException) -> str:
     """What a plugin raised, in its or torch's own words, and where in the plugin's code."""
     words = str(error).strip().partition("\n")[0]
-    frames = [
-        frame
-        for frame, _ in traceback.walk_tb(error.__traceback__)
+    places = [
+        f" ({shown(frame.f_code.co_filename)}:{line}, in {frame.f_code.co_name})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
         if _package(frame.f_globals) not in (_CORE, *_LIBRARIES)
     ]
-    code = frames[-1].f_code if frames else None
-    lines = {id(frame): line for frame, line in traceback.walk_tb(error.__traceback__)}
-    where = f" ({shown(code.co_filename)}:{lines[id(frames[-1])]}, in {code.co_name})" if code else ""
+    where = places[-1] if places else ""
     return f"{type(error).__name__}: {words}{where}"
 
 
