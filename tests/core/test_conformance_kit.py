@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -148,6 +149,15 @@ class NeedsMoreColumns(Sound):
         return super().quantize(blocks.reshape(weight.shape))
 
 
+class Warns(Sound):
+    """As torch does of what it would rather have contiguous."""
+
+    def quantize(self, weight: Tensor, /, *args: Any, **given: Any) -> Parts:
+        if not weight.is_contiguous():
+            warnings.warn("input value tensor is non-contiguous", stacklevel=2)
+        return super().quantize(weight)
+
+
 class LosesADimension(Sound):
     def dequantize(self, parts: Parts, /) -> Tensor:
         return super().dequantize(parts).reshape(-1)
@@ -276,6 +286,7 @@ QUANTIZER_FAULTS = [
     (KeepsScratch(), "test_threads_do_not_meet", "keep nothing between calls"),
     (SkipsTheScaleOfZeros(), "test_the_trial_run_is_the_result", r"on zeros, fails: KeyError: 'scale' \(.*, in"),
     (NeedsMoreColumns(), "test_zeros", r"BF16 \[7, 128\]: RuntimeError: .*set shapes"),
+    (Warns(), "test_non_contiguous_input", r"BF16 \[7, 128\]: torch warns, an error in these tests: input value"),
     (LosesADimension(), "test_zero_rows", r"dequantize gives \[896\] of \[7, 128\]"),
     (LosesADimension(), "test_the_trial_run_is_the_result", r"must give float32 \[1, 128\] here, not float32"),
     (StepsOfRows(), "test_one_outlier", r"step gives \[7, 1\] of \[7, 128\]"),

@@ -28,21 +28,12 @@ from converter_core import (
     make_plan,
     verify,
 )
+from converter_core.testing.samples import BareTarget
 from converter_plugins.models.wan_dit import WanDit
 
 
-class Mine(Target):
+class Mine(BareTarget):
     name = "mine"
-    row_tile = 1
-
-    def key(self, name: str, role: str) -> str:
-        return f"{name}/{role}"
-
-    def encode(self, format: str, parts: Parts, /) -> Parts:
-        return parts
-
-    def decode(self, format: str, stored: Parts, /) -> Parts:
-        return stored
 
 
 class Misnames(Mine):
