@@ -191,8 +191,10 @@ class _Found:
             for name, offers in names.items():
                 if len(offers) > 1:
                     owners = " and ".join(str(origin) for _, origin in offers)
-                    sellers = sorted({origin.distribution or origin.plugin for _, origin in offers})
-                    remedy = f"uninstall one, or leave it out ({BLOCK_VARIABLE}={sellers[-1]})"
+                    sellers = {origin.distribution or origin.plugin for _, origin in offers}
+                    if len(sellers) == 1:
+                        sellers = {origin.plugin for _, origin in offers}
+                    remedy = f"uninstall one, or leave it out ({BLOCK_VARIABLE}={max(sellers)})"
                     reason = f"{owners} both offer a {kind} called {name!r}; {remedy}"
                     for _, origin in offers:
                         self.leave_out(origin, reason, kind, name)

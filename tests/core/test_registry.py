@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -127,6 +128,25 @@ def test_two_of_one_name_are_both_refused_with_both_owners(installed: Any) -> No
     assert len(reasons(registry, "first")) == len(reasons(registry, "second")) == 1
     assert load_plugins(blocked=["second"]).quantizers["twin"].__module__ == "first_module"
     assert load_plugins(blocked=["first-dist"]).quantizers["twin"].__module__ == "second_module"
+
+
+@pytest.mark.parametrize(
+    ("distributions", "points"), [(("a-dist", "b-dist"), ("twin", "twin")), (("a-dist", "a-dist"), ("one", "two"))]
+)
+def test_the_remedy_for_a_clash_is_one(
+    distributions: tuple[str, str], points: tuple[str, str], installed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = {"left_module": good("twin"), "right_module": good("twin")}
+    offers: dict[str, dict[str, str]] = {}
+    for distribution, point, module in zip(distributions, points, modules, strict=True):
+        offers.setdefault(distribution, {})[point] = module
+    for distribution, named in offers.items():
+        installed(distribution, named, **{module: modules[module] for module in named.values()})
+    with pytest.raises(PluginError) as refusal:
+        load_plugins().quantizers["twin"]
+    (remedy,) = set(re.findall(r"CONVERTER_DISABLE_PLUGINS=([\w-]+)\)", str(refusal.value)))
+    monkeypatch.setenv("CONVERTER_DISABLE_PLUGINS", remedy)
+    assert load_plugins().quantizers["twin"].__module__ == "left_module"
 
 
 def test_one_class_from_two_entry_points_is_no_clash(installed: Any) -> None:
