@@ -15,7 +15,6 @@ from .registry import Registry
 _CORE = __name__.partition(".")[0]
 _LIBRARIES = ("torch",)
 
-
 P = TypeVar("P", ModelAdapter, Target)
 T = TypeVar("T")
 

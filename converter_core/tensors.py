@@ -67,6 +67,19 @@ def raw(tensor: Tensor) -> memoryview:
     return memoryview((ctypes.c_ubyte * nbytes).from_address(tensor.data_ptr())).cast("B")
 
 
+def same(one: Tensor, other: Tensor) -> bool:
+    """Same dtype, shape and bytes, on whatever device: the sign of a zero and the bits of a NaN count too."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    one, other = one.detach().cpu().contiguous(), other.detach().cpu().contiguous()
+    return raw(one) == raw(other)
+
+
+def in_words(tensor: Tensor) -> str:
+    """``float32 [4, 3]``."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
 def typed(buffer: Tensor, spec: TensorSpec) -> Tensor:
     """A uint8 tensor of ``spec.nbytes`` bytes seen as a tensor of that dtype and shape."""
     return buffer.view(torch_dtype(spec.dtype)).view(spec.shape)

@@ -19,7 +19,7 @@ from .faults import told
 from .interfaces import ModelAdapter, Quantizer, Target
 from .keep import Keep
 from .specs import FLOATING, TensorSpec
-from .tensors import dtype_name, raw, spec_of, torch_dtype
+from .tensors import dtype_name, in_words, same, spec_of, torch_dtype
 
 if TYPE_CHECKING:
     from .specs import Parts
@@ -106,7 +106,7 @@ class _Trial:
         weight, two_pass, few = self._quantize(fine)
         more = self._quantize(2 * fine)[2]
         joined = frozenset(role for role, part in few.items() if part.shape != more[role].shape)
-        self._check_rows(fine, joined)
+        self._check_on_noise(fine, joined)
 
         def encoded(rows: int) -> dict[str, TensorSpec]:
             count = -(-rows // fine)
@@ -173,7 +173,7 @@ class _Trial:
         if step is not None and (not isinstance(step, Tensor) or step.shape != weight.shape):
             raise PluginError(f"step must give the weight's shape, {list(weight.shape)} here, not {_type_of(step)}")
 
-    def _check_rows(self, fine: int, joined: frozenset[str]) -> None:
+    def _check_on_noise(self, fine: int, joined: frozenset[str]) -> None:
         """On noise, for only values show it: that rows are as independent as ``row_tile`` says, and that the target's
         ``decode`` undoes its ``encode``.
         """
@@ -197,12 +197,11 @@ class _Trial:
         slabs = [self.quantizer.quantize(half, **given, **statistic) for half in halves]
         for role, part in whole.items():
             pieces = [slab[role] for slab in slabs]
-            same = [torch.cat(pieces)] if role in joined else pieces
-            if not all(_same(one, part) for one in same):
+            if not all(same(one, part) for one in ([torch.cat(pieces)] if role in joined else pieces)):
                 raise PluginError(f"{role} is another in slabs of {fine} rows; row_tile is not true")
         back = self._asked_of_target(lambda: self.target.decode(self.quantizer.format, self._stored(whole)))
         for role, part in whole.items():
-            if role not in back or not _same(back[role], part):
+            if role not in back or not same(back[role], part):
                 raise PluginError(f"target {self.target.name}: decode does not undo encode; {role} is not what it was")
 
     def _encode(self, parts: Parts) -> dict[str, TensorSpec]:
@@ -252,15 +251,9 @@ def _stack(one: TensorSpec, two: TensorSpec, three: TensorSpec, rest: TensorSpec
     return tail and two == one.rows(2 * height) and three == one.rows(3 * height)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Same dtype, shape and bytes."""
-    alike = one.dtype == other.dtype and one.shape == other.shape
-    return alike and raw(one.contiguous()) == raw(other.contiguous())
-
-
 def _type_of(value: object) -> str:
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        return in_words(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{role}: {_type_of(part)}" for role, part in value.items()) or "an empty one"
     return type(value).__name__

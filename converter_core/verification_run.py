@@ -253,7 +253,6 @@ class Run:
         return measured, ""
 
     def _account_for_source(self) -> None:
-        missing = set(self.infos) - {weight.name for weight in self.subject.weights}
         if self.unnamed:
             self.output.problem(
                 "",
@@ -261,7 +260,7 @@ class Run:
                 f"{self.unnamed[0]}; without it they cannot be compared",
             )
             return
-        for name in sorted(missing):
+        for name in sorted(set(self.infos) - {weight.name for weight in self.subject.weights}):
             self.output.problem("", "is in the source and not in the output", name)
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ..interfaces import DeviceBackend, Lane
-from ..tensors import raw
+from ..tensors import raw, same
 from .options import check_class
-from .samples import OneThread, same
+from .samples import OneThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from ..interfaces import ModelAdapter
 from ..specs import TensorSpec, WeightInfo
-from ..tensors import spec_of
+from ..tensors import same, spec_of
 from .options import check_class
-from .samples import OneThread, copies, difference, same, sample_weight
+from .samples import OneThread, copies, difference, sample_weight
 
 FOREIGN: Mapping[str, TensorSpec] = {
     "text_model.encoder.layers.0.mlp.fc1.weight": TensorSpec("F16", (64, 16)),

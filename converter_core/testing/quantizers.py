@@ -13,7 +13,7 @@ from ..errors import PluginError, Refused
 from ..interfaces import Quantizer
 from ..registry import load_plugins
 from ..specs import Source, TensorSpec, WeightInfo
-from ..tensors import spec_of
+from ..tensors import same, spec_of
 from ..trial import Outcome, Piece, Trials
 from .options import check_class, check_options
 from .samples import (
@@ -27,7 +27,6 @@ from .samples import (
     finite,
     given,
     norm,
-    same,
     sample_weight,
     slabs,
 )

@@ -11,7 +11,7 @@ import torch
 
 from ..interfaces import ModelAdapter, Quantizer, Target
 from ..specs import Source, TensorSpec, WeightInfo
-from ..tensors import raw, torch_dtype
+from ..tensors import in_words, same, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,14 +55,6 @@ def copies(parts: Parts) -> dict[str, Tensor]:
     return {role: part.detach().clone() for role, part in parts.items()}
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """Same dtype, shape and bytes: the sign of a zero and the bits of a NaN count too."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    one, other = one.detach().cpu().contiguous(), other.detach().cpu().contiguous()
-    return raw(one) == raw(other)
-
-
 def difference(one: Parts, other: Parts) -> str:
     """The first role in which two results differ, in words; empty if there is none."""
     if set(one) != set(other):
@@ -70,13 +62,9 @@ def difference(one: Parts, other: Parts) -> str:
     for role in one:
         if not same(one[role], other[role]):
             if one[role].shape != other[role].shape or one[role].dtype != other[role].dtype:
-                return f"{role}: {_spec(one[role])} against {_spec(other[role])}"
+                return f"{role}: {in_words(one[role])} against {in_words(other[role])}"
             return f"{role}: same dtype and shape, other bytes"
     return ""
-
-
-def _spec(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def finite(tensor: Tensor) -> bool:

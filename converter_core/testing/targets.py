@@ -16,10 +16,10 @@ from ..interfaces import Quantizer, Target
 from ..keep import Keep
 from ..registry import load_plugins
 from ..specs import ITEMSIZE, OutputTensor, PlannedWeight, Source, TensorSpec, WeightInfo
-from ..tensors import spec_of
+from ..tensors import same, spec_of
 from ..trial import Outcome, Piece, Trials, common_tile
 from .options import check_class
-from .samples import BareModel, OneThread, copies, difference, finite, given, same, sample_weight, slabs
+from .samples import BareModel, OneThread, copies, difference, finite, given, sample_weight, slabs
 
 if TYPE_CHECKING:
     from torch import Tensor
