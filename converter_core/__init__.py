@@ -15,7 +15,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .conversion import Result, convert
+    from .api.contexts import ModelFacts, SourceTensors, WeightContext
+    from .api.formats import UNQUANTIZED, QuantFormat
+    from .api.hookspecs import hookimpl
+    from .api.interfaces import Container, DeviceBackend, DeviceStream, LayoutWriter, ModelAdapter, Quantizer, Target
+    from .api.values import (
+        Extras,
+        FileLayout,
+        OutputTensor,
+        Parts,
+        PlannedWeight,
+        Stored,
+        SyntheticCheckpoint,
+        TensorRef,
+        TensorSpec,
+        WeightInfo,
+    )
+    from .engine.convert import convert
+    from .engine.result import OutputResult, Result
+    from .engine.worker_pool import Progress
     from .errors import (
         CheckpointError,
         ConversionError,
@@ -26,12 +44,11 @@ if TYPE_CHECKING:
         Refused,
         VerificationError,
     )
-    from .hookspecs import hookimpl
     from .inspection import Inspection, inspect
-    from .interfaces import Container, DeviceBackend, Lane, LayoutWriter, ModelAdapter, Quantizer, Target
-    from .plan import Plan
-    from .planning import make_plan
-    from .recipe import (
+    from .planning.plan import Plan
+    from .planning.planner import make_plan
+    from .plugins.registry import Registry, load_plugins
+    from .recipe.load import (
         OutputSection,
         PerformanceSection,
         QuantizationSection,
@@ -41,43 +58,33 @@ if TYPE_CHECKING:
         TargetSection,
         load_recipe,
     )
-    from .registry import Registry, load_plugins
-    from .specs import (
-        Extras,
-        OutputTensor,
-        Parts,
-        Placed,
-        PlannedWeight,
-        Sample,
-        Source,
-        Stored,
-        TensorSpec,
-        WeightInfo,
-    )
-    from .team import Progress
-    from .verification import Verification, verify
+    from .verification.verify import Verification, verify
 
 __all__ = [
+    "UNQUANTIZED",
     "CheckpointError",
     "Container",
     "ConversionError",
     "ConverterError",
     "DeviceBackend",
+    "DeviceStream",
     "Extras",
+    "FileLayout",
     "Inspection",
-    "Lane",
     "LayoutWriter",
     "ModelAdapter",
+    "ModelFacts",
+    "OutputResult",
     "OutputSection",
     "OutputTensor",
     "Parts",
     "PerformanceSection",
-    "Placed",
     "Plan",
     "PlanError",
     "PlannedWeight",
     "PluginError",
     "Progress",
+    "QuantFormat",
     "QuantizationSection",
     "Quantizer",
     "Recipe",
@@ -86,15 +93,17 @@ __all__ = [
     "Registry",
     "Result",
     "Rule",
-    "Sample",
-    "Source",
     "SourceSection",
+    "SourceTensors",
     "Stored",
+    "SyntheticCheckpoint",
     "Target",
     "TargetSection",
+    "TensorRef",
     "TensorSpec",
     "Verification",
     "VerificationError",
+    "WeightContext",
     "WeightInfo",
     "__version__",
     "convert",
@@ -107,8 +116,9 @@ __all__ = [
 ]
 
 _HOME = {
-    "conversion": ("Result", "convert"),
-    "team": ("Progress",),
+    "engine.convert": ("convert",),
+    "engine.result": ("OutputResult", "Result"),
+    "engine.worker_pool": ("Progress",),
     "errors": (
         "CheckpointError",
         "ConversionError",
@@ -119,12 +129,22 @@ _HOME = {
         "Refused",
         "VerificationError",
     ),
-    "hookspecs": ("hookimpl",),
+    "api.contexts": ("ModelFacts", "SourceTensors", "WeightContext"),
+    "api.formats": ("UNQUANTIZED", "QuantFormat"),
+    "api.hookspecs": ("hookimpl",),
     "inspection": ("Inspection", "inspect"),
-    "interfaces": ("Container", "DeviceBackend", "Lane", "LayoutWriter", "ModelAdapter", "Quantizer", "Target"),
-    "plan": ("Plan",),
-    "planning": ("make_plan",),
-    "recipe": (
+    "api.interfaces": (
+        "Container",
+        "DeviceBackend",
+        "DeviceStream",
+        "LayoutWriter",
+        "ModelAdapter",
+        "Quantizer",
+        "Target",
+    ),
+    "planning.plan": ("Plan",),
+    "planning.planner": ("make_plan",),
+    "recipe.load": (
         "OutputSection",
         "PerformanceSection",
         "QuantizationSection",
@@ -134,20 +154,20 @@ _HOME = {
         "TargetSection",
         "load_recipe",
     ),
-    "registry": ("Registry", "load_plugins"),
-    "specs": (
+    "plugins.registry": ("Registry", "load_plugins"),
+    "api.values": (
         "Extras",
         "OutputTensor",
         "Parts",
-        "Placed",
+        "FileLayout",
         "PlannedWeight",
-        "Sample",
-        "Source",
+        "SyntheticCheckpoint",
+        "TensorRef",
         "Stored",
         "TensorSpec",
         "WeightInfo",
     ),
-    "verification": ("Verification", "verify"),
+    "verification.verify": ("Verification", "verify"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

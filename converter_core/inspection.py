@@ -8,17 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
-
-from . import schemes
-from .checkpoint import Checkpoint, NothingKnown, open_checkpoint
-from .faults import asked, knowing, of_plugins
-from .interfaces import ModelAdapter, Target
-from .recipe_values import Rule
-from .registry import Registry, load_plugins
-from .relayout import recognise
-from .specs import Stored, TensorSpec
-from .tensors import torch_dtype
+from .api.interfaces import ModelAdapter
+from .api.values import Stored
+from .checkpoint.files import Checkpoint, NothingKnown, open_checkpoint
+from .planning import provenance, transcode
+from .planning.planner import source_tensors
+from .plugins.attribution import attribute_errors, call_each, owned_by_any
+from .plugins.registry import Registry, load_plugins
+from .recipe.values import Rule
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Inspection:
 
     model, variant: None if no adapter recognises it. facts: what the adapter says, e.g. naming and dimensions.
     dtypes: how many tensors of each. parameters: elements of the weights, quantized ones unpacked and without their
-    scales. bytes: of all tensors. left_out: files with weights that are not part of it. runtime_config: what makes
+    scales. bytes: of all tensors. skipped: files with weights that are not part of it. runtime_config: what makes
     the runtime read it.
     """
 
@@ -69,7 +66,7 @@ class Inspection:
     parameters: int
     bytes: int
     files: tuple[FileSummary, ...]
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
     quantized: QuantizedSummary | None
     runtime_config: Mapping[str, Any]
     notes: tuple[str, ...]
@@ -84,27 +81,29 @@ def inspect(path: str | os.PathLike[str], registry: Registry | None = None) -> I
     """A folder or file of weights, ours or a stranger's; one that no adapter knows too. CheckpointError if broken."""
     registry = load_plugins() if registry is None else registry
     adapters = [adapter() for adapter in registry.models.values()]
-    left_out: list[str] = []
-    with of_plugins(registry):
+    skipped: list[str] = []
+    with attribute_errors(registry):
         try:
-            checkpoint = open_checkpoint(path, knows=knowing(adapters, left_out))
+            checkpoint = open_checkpoint(path, owns_key=owned_by_any(adapters, skipped))
         except NothingKnown:
             checkpoint = open_checkpoint(path)
         with checkpoint:
-            found = _describe(checkpoint, adapters, registry, left_out)
-    return replace(found, notes=(*found.notes, *left_out))
+            found = _describe(checkpoint, adapters, registry, skipped)
+    return replace(found, notes=(*found.notes, *skipped))
 
 
 def _describe(
-    checkpoint: Checkpoint, adapters: list[ModelAdapter], registry: Registry, left_out: list[str]
+    checkpoint: Checkpoint, adapters: list[ModelAdapter], registry: Registry, skipped: list[str]
 ) -> Inspection:
-    tensors = checkpoint.tensors
+    tensors = source_tensors(checkpoint)
     first = min(registry.targets.values(), key=lambda cls: not cls.default, default=None)
-    found = recognise(tensors, checkpoint.metadata, registry, first(), left_out) if first else None
+    found = transcode.recognise(tensors, registry, first(), skipped) if first else None
     target = registry.targets[found.target]() if found else None
+    if found is not None and target is not None:
+        found = transcode.with_shapes(found, tensors, target, registry)
     weights = found.weights if found else {}
-    original = _unpacked(tensors, weights, target, registry) if target else tensors
-    answers = asked(adapters, lambda adapter: adapter.recognise(original), left_out)
+    original = transcode.unpacked(tensors, found) if found else tensors
+    answers = call_each(adapters, lambda adapter: adapter.recognise(original), skipped)
     adapter, variant = next(((adapter, variant) for adapter, variant in answers if variant is not None), (None, None))
     held = Counter(map(checkpoint.file_of, tensors))
     return Inspection(
@@ -117,7 +116,7 @@ def _describe(
         parameters=sum(spec.numel for spec in original.values()),
         bytes=sum(spec.nbytes for spec in tensors.values()),
         files=tuple(FileSummary(file.name, file.size, held[file.name]) for file in checkpoint.files),
-        left_out=checkpoint.left_out,
+        skipped=checkpoint.skipped,
         quantized=_summary(found.target, weights, checkpoint.metadata) if found else None,
         runtime_config=dict(target.runtime_config(weights, str(checkpoint.path.absolute()))) if target else {},
         notes=tuple(target.notes(weights)) if target else (),
@@ -128,40 +127,5 @@ def _describe(
 
 
 def _summary(target: str, weights: Mapping[str, Stored], metadata: Mapping[str, str]) -> QuantizedSummary:
-    formats = Counter(stored.format for stored in weights.values())
-    return QuantizedSummary(target, dict(formats), schemes.load(metadata))
-
-
-def _unpacked(
-    tensors: Mapping[str, TensorSpec], weights: Mapping[str, Stored], target: Target, registry: Registry
-) -> Mapping[str, TensorSpec]:
-    """The tensors as a model adapter knows them: weights in their own shapes, without scales and other parts."""
-    shapes: dict[tuple[str, tuple[tuple[str, TensorSpec], ...]], tuple[int, ...]] = {}
-    unpacked = dict(tensors)
-    for stored in weights.values():
-        parts = tuple((role, tensors[key]) for role, key in stored.keys.items())
-        if (stored.format, parts) not in shapes:
-            shapes[stored.format, parts] = _shape(stored.format, dict(parts), target, registry)
-        for role, key in stored.keys.items():
-            if role != "weight":
-                unpacked.pop(key, None)
-            else:
-                unpacked[key] = TensorSpec(tensors[key].dtype, shapes[stored.format, parts])
-    return unpacked
-
-
-def _shape(format: str, parts: Mapping[str, TensorSpec], target: Target, registry: Registry) -> tuple[int, ...]:
-    """Of a quantized weight: that of its codes or, as a byte may hold two, of what its quantizer makes of them."""
-    codes = parts["weight"]
-    if codes.dtype != "U8":
-        return codes.shape
-    stored = {
-        role: torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device="meta") for role, spec in parts.items()
-    }
-    for quantizer in (cls() for cls in registry.quantizers.values()):
-        if quantizer.format == format:
-            try:
-                return tuple(quantizer.dequantize(target.decode(format, stored)).shape)
-            except Exception:  # a stranger's code that cannot do without data: the codes as they are stored must do
-                continue
-    return codes.shape
+    formats = Counter(stored.format.name for stored in weights.values())
+    return QuantizedSummary(target, dict(formats), provenance.load(metadata))

@@ -73,7 +73,7 @@ def walk(group: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 def options() -> str:
     from converter_core.cli.describe import in_yaml, options, summary
-    from converter_core.registry import load_plugins
+    from converter_core.plugins.registry import load_plugins
 
     lines = ["# Options of plugins", "", "As `model-converter plugins` lists them.", ""]
     for catalogue in load_plugins().catalogues():

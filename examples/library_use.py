@@ -32,7 +32,9 @@ def main(source: str, output: str) -> None:
         target=TargetSection(layout="by_block"),
     )
     with make_plan(recipe) as plan:
-        print(f"{plan.variant}: {plan.bytes_before:,} -> {plan.bytes_after:,} bytes in {len(plan.files)} files")
+        (planned,) = plan.outputs
+        before, after = planned.bytes_before, planned.bytes_after
+        print(f"{plan.model.variant}: {before:,} -> {after:,} bytes in {len(planned.files)} files")
     result = convert(recipe, progress=show)
     print(f"\n{result.status} in {result.seconds:.1f} s: {result.counts}")
     # a mapping in the schema of the YAML file, or the path of one, would do as well

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from converter_core.registry import Registry, load_plugins
-from converter_core.sample import write_sample
+from converter_core.checkpoint.synthetic import write_synthetic
+from converter_core.plugins.registry import Registry, load_plugins
 from converter_plugins.models.wan_dit import WanDit
 
 
@@ -22,7 +22,7 @@ def registry() -> Registry:
 def wan_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Wan2.1-I2V: bf16, three shards cut anywhere, index, config.json, a tokenizer file; read only."""
     folder = tmp_path_factory.mktemp("wan") / "Wan2.1-I2V"
-    write_sample(folder, WanDit().sample())
+    write_synthetic(folder, WanDit().synthetic())
     return folder
 
 

@@ -6,22 +6,25 @@ import atexit
 import gc
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import typer
 
-from ..errors import ConverterError, shown
+from . import exit_codes
 from .app import NAME, app
-
-INTERRUPTED = 130
+from .failures import Failure, failure_of, report
+from .output import print_json
 
 _USAGE_ERROR = typer.BadParameter.__bases__[0]  # click's, or typer's own copy of it since 0.26
 
 
 def main() -> NoReturn:
     gc.set_threshold(100_000)  # importing torch makes that many objects, which all stay
+    # torch says so at import where there is no numpy; nothing here needs it
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
     with Path(os.devnull).open("w") as nowhere:
         sys.stdout = sys.stdout or nowhere  # none where the caller closed it
         sys.stderr = sys.stderr or nowhere
@@ -40,26 +43,31 @@ def _run_and_end() -> NoReturn:
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """The exit code: 0 done, 1 refused or failed, 2 not understood, 130 interrupted, 143 terminated.
+    """Run one command line; its exit code (``exit_codes``).
 
-    A ConverterError is printed, and so is what the system says of a file (no permission, not a folder); anything else
-    that a command raises is a bug and shows its traceback.
+    What a user can act on is printed, and with ``--json`` it is an object on stdout too. Anything else that a command
+    raises is a bug and shows its traceback.
     """
+    words = sys.argv[1:] if args is None else args
+    as_json = "--json" in words
     try:
-        return int(app(args, prog_name=NAME, standalone_mode=False) or 0)
-    except ConverterError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"error: {shown(error.filename)}: {error.strerror}", file=sys.stderr)
-        return 1
+        code = int(app(args, prog_name=NAME, standalone_mode=False) or exit_codes.OK)
     except (typer.Abort, KeyboardInterrupt):
-        return INTERRUPTED
+        code = exit_codes.INTERRUPTED
     except Exception as error:
-        if not isinstance(error, _USAGE_ERROR):
+        if isinstance(error, _USAGE_ERROR):
+            error.show()  # type: ignore[attr-defined]
+            code = exit_codes.USAGE
+            if as_json:
+                print_json(Failure("UsageError", [error.format_message()], code).as_dict())  # type: ignore[attr-defined]
+            return code
+        failure = failure_of(error)
+        if failure is None:
             raise
-        error.show()  # type: ignore[attr-defined]
-        return 2
+        return report(failure, as_json)
+    if as_json and code in _STOPPED:
+        print_json(Failure(_STOPPED[code], ["finished weights are kept, and the same command resumes"], code).as_dict())
+    return code
+
+
+_STOPPED = {exit_codes.INTERRUPTED: "Interrupted", exit_codes.TERMINATED: "Terminated"}

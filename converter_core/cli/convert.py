@@ -7,11 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from ..sizes import format_bytes
-from .flags import Asked, Flags, Misused, recipe_from_flags, with_flags
+from . import batch
+from .asked import Asked, Misused, recipes_from_flags
+from .flags import Flags, with_flags
 from .interrupt import resumable
-from .output import Json, Quiet, exact, message, print_json, show_facts, show_groups, show_remarks
-from .plan import show_plan
+from .log import Log
+from .output import Json, Quiet, Verbose, each_output, print_json, show_facts, show_remarks
+from .plan import show_plans
 from .progress import progress
+from .tables import show_groups
 
 
 @with_flags
@@ -24,65 +28,113 @@ def convert(
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Convert a checkpoint: by a recipe (--config), by flags, or by both.
+    """Convert a checkpoint: by a recipe, by flags, or by both; several recipes one after the other.
 
     The same command again is always right: it resumes, or says that all is done.
     """
-    asked = asked_for(ctx, flags)
+    requests = asked_for(ctx, flags)
     if dry_run:
-        show_plan(asked, as_json)
-        return
-    result = run(asked, resume=not no_resume, quiet=quiet or as_json)
-    if as_json:
-        print_json(result)
+        show_plans(requests, as_json)
+    elif len(requests) > 1:
+        raise typer.Exit(batch.run_all(requests, run, resume=not no_resume, quiet=quiet, as_json=as_json))
     else:
-        show_result(result)
+        result = run(requests[0], resume=not no_resume, quiet=quiet or as_json)
+        if as_json:
+            print_json(result)
+        elif not quiet:
+            show_result(result, verbose)
 
 
-def asked_for(ctx: typer.Context, flags: Flags) -> Asked:
-    """The recipe and what overrides it; a usage error if the flags say nothing together."""
+def asked_for(ctx: typer.Context, flags: Flags) -> list[Asked]:
+    """The recipes and what overrides them; a usage error if the flags say nothing together."""
     try:
-        return recipe_from_flags(flags)
+        return recipes_from_flags(flags)
     except Misused as error:
         ctx.fail(str(error))
 
 
 def run(asked: Asked, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
     """Convert with progress on stderr; the result as JSON values."""
-    with resumable():
-        from ..conversion import convert as run_conversion
-        from ..planning import make_plan
-        from ..recipe import load_recipe
-        from ..registry import load_plugins
+    log = Log(quiet)
+    log.begin(*asked.paths())  # before torch is imported, which takes seconds
+    with resumable(), log.ending() as end:
+        from ..engine.convert import convert as run_conversion
+        from ..planning.planner import make_plan
+        from ..plugins.registry import load_plugins
 
         registry = load_plugins()
-        recipe = load_recipe(asked.source, asked.overrides, registry, labels=asked.labels)
+        recipe = asked.load(registry)
         with make_plan(recipe, registry, require_device=True) as plan:
-            if not quiet:
-                for warning in plan.warnings:
-                    message(f"warning: {warning}")
-            with progress(quiet) as show:
-                return run_conversion(plan, resume=resume, progress=show).as_dict()
+            log.name = ", ".join(output.name for output in plan.outputs)
+            for warning in plan.warnings:
+                log.say(f"warning: {warning}")
+            with progress(quiet, log) as show:
+                result = run_conversion(plan, resume=resume, progress=show).as_dict()
+        outputs = each_output(result)
+        end.status = "; ".join(f"{one['status']}: {size_of(one)} in {one['output']}" for one in outputs)
+        return result
 
 
-def show_result(result: dict[str, Any]) -> None:
+def size_of(result: dict[str, Any]) -> str:
+    """``2 files, 15.97 GiB``."""
+    count = len(result["files"])
+    return f"{count} file{'' if count == 1 else 's'}, {format_bytes(sum(result['files'].values()))}"
+
+
+def show_result(result: dict[str, Any], verbose: bool = False) -> None:
+    """A few lines for each output; with ``verbose`` the groups of weights and the notes too."""
+    for one in each_output(result):
+        _show_output(one, verbose)
+    if verbose:
+        show_remarks(result["notes"], ())
+
+
+def _show_output(result: dict[str, Any], verbose: bool) -> None:
     if result["status"] == "already done":
-        message("to convert anew, delete that output, or choose another output.path or output.name")
-        show_facts({"already done": result["output"], "manifest": result["manifest"], "files": len(result["files"])})
+        show_facts(
+            {
+                "already done": result["output"],
+                "manifest": result["manifest"],
+                "files": size_of(result),
+                "again": "delete that output, or choose another output.path or output.name",
+            }
+        )
         return
-    show_groups("Converted", result["groups"])
-    resumed = result["resumed"]
+    if verbose:
+        show_groups("Converted", result["groups"])
     show_facts(
         {
-            "output": result["output"],
-            "files": f"{len(result['files'])}, {exact(sum(result['files'].values()))}",
+            "converted": _weights(result),
+            "output": f"{result['output']}: {size_of(result)}{_share(result)}",
             "manifest": result["manifest"],
-            "time": f"{result['seconds']:.1f} s",
-            "peak memory": format_bytes(result["peak_memory"]),
-            "taken over": f"{resumed['tensors']:,} weights, {format_bytes(resumed['bytes'])}"
-            if resumed.get("tensors")
-            else "",
+            "time": _time(result),
+            "notes": "" if verbose or not result["notes"] else f"{len(result['notes'])}; --verbose prints them",
         }
     )
-    show_remarks(result["notes"], ())
+
+
+def _weights(result: dict[str, Any]) -> str:
+    """``36 weights to int8, 83 copied``."""
+    counts = dict(result["counts"])
+    copied = counts.pop("none", 0)
+    made = [f"{count:,} weights to {method}" for method, count in counts.items()]
+    return ", ".join([*made, f"{copied:,} copied"])
+
+
+def _share(result: dict[str, Any]) -> str:
+    before, after = result["bytes_before"], result["bytes_after"]
+    return f", {after / before:.0%} of the source" if before else ""
+
+
+def _time(result: dict[str, Any]) -> str:
+    resumed = result["resumed"]
+    parts = [
+        f"{result['seconds']:.1f} s",
+        f"peak memory {format_bytes(result['peak_memory'])}",
+        f"{resumed['tensors']:,} weights ({format_bytes(resumed['bytes'])}) resumed from an earlier run"
+        if resumed.get("tensors")
+        else "",
+    ]
+    return ", ".join(filter(None, parts))

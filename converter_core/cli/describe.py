@@ -6,8 +6,8 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..declared import describe as describe_type
-from ..declared import hints, show
+from ..recipe.schema import describe as describe_type
+from ..recipe.schema import hints, show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,7 @@ def remarks(cls: type) -> Mapping[str, str]:
 
 def options(cls: type) -> list[dict[str, Any]]:
     """Name, type in words, default and remark of each."""
-    from ..fitness import default_of, options_of
+    from ..plugins.validation import default_of, options_of
 
     said = remarks(cls)
     return [

@@ -8,21 +8,29 @@ from typing import Annotated
 import typer
 
 from ..errors import RecipeError
+from .completion import values_of
+from .schemes import default_scheme
 
 
 def init(
     file: Annotated[Path | None, typer.Argument(help="Where to write it; stdout if omitted.", metavar="[FILE]")] = None,
-    scheme: Annotated[str, typer.Option("--scheme", help="int8, fp8, mxfp4, nvfp4, or any registered one.")] = "int8",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, hygon_dcu ...")] = "auto",
-    source: Annotated[str, typer.Option("--source", "-s", help="The checkpoint.")] = "/path/to/Wan2.1-I2V-14B-480P",
+    scheme: Annotated[
+        str | None,
+        typer.Option("--scheme", help="Any registered scheme.", autocompletion=values_of("quantizer")),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, or a device plugin.", autocompletion=values_of("device"))
+    ] = "auto",
+    source: Annotated[str, typer.Option("--source", "-s", help="The checkpoint.")] = "/path/to/checkpoint",
     output: Annotated[str | None, typer.Option("--output", "-o", help="The folder for the result.")] = None,
 ) -> None:
     """Write a recipe with every key explained."""
-    from ..registry import load_plugins
+    from ..plugins.registry import load_plugins
     from .template import recipe
 
-    cls = load_plugins().quantizers[scheme]
-    text = recipe(cls, device=device, source=source, output=output, file=file.name if file else "recipe.yaml")
+    registry = load_plugins()
+    cls = registry.quantizers[scheme or default_scheme(registry)]
+    text = recipe(cls, registry, device=device, source=source, output=output, file=file.name if file else "recipe.yaml")
     if file is None:
         typer.echo(text, nl=False)
         return

@@ -9,7 +9,8 @@ import typer
 
 from ..sizes import format_bytes
 from .describe import in_yaml
-from .output import Json, console, print_json, show_facts, show_remarks, show_table
+from .output import Json, console, print_json, show_facts, show_remarks
+from .tables import natural_key, show_table
 
 
 def inspect(
@@ -45,13 +46,14 @@ def _show(found: dict[str, Any], tensors: bool) -> None:
             "dtypes": ", ".join(f"{count:,} {name}" for name, count in found["dtypes"].items()),
             "parameters": f"{found['parameters']:,}",
             "size": format_bytes(found["bytes"]),
-            "left out": ", ".join(found["left_out"]),
+            "skipped": ", ".join(found["skipped"]),
         }
     )
+    files = sorted(found["files"], key=lambda file: natural_key(file["name"]))
     show_table(
         "Files",
         ("name", "tensors", "size"),
-        [(file["name"], f"{file['tensors']:,}", format_bytes(file["size"])) for file in found["files"]],
+        [(file["name"], f"{file['tensors']:,}", format_bytes(file["size"])) for file in files],
         numbers=2,
     )
     if tensors:

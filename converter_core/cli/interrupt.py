@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import typer
 
+from .exit_codes import INTERRUPTED, TERMINATED
 from .output import message
 
 
@@ -30,8 +31,8 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
-        code, word = (143, "terminated") if isinstance(stop, Terminated) else (130, "interrupted")
-        message(f"{word}; what is finished is kept: the same command again goes on from there")
+        code, word = (TERMINATED, "terminated") if isinstance(stop, Terminated) else (INTERRUPTED, "interrupted")
+        message(f"{word}; finished weights are kept, and the same command resumes")
         raise typer.Exit(code) from None
     finally:
         if handles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,10 +15,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages; errors are still told.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the tables too.")]
 
 WIDTH = 120
 """Columns where there is no terminal to ask."""
+
+
+def each_output(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a plan or a result says of each of its outputs, together with what it says of all."""
+    shared = {key: item for key, item in value.items() if key != "outputs"}
+    return [{**shared, **output} for output in value["outputs"]] if "outputs" in value else [dict(value)]
 
 
 def message(text: str) -> None:
@@ -36,18 +43,9 @@ def console() -> Console:
     return Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: int = 0) -> None:
-    """The last ``numbers`` columns are aligned to the right."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for position, column in enumerate(columns):
-        right = position >= len(columns) - numbers
-        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
-    for row in rows:
-        table.add_row(*map(str, row))
-    console().print(table)
+def show_line(text: str) -> None:
+    """A line of a result, not wrapped."""
+    console().print(text, soft_wrap=True)
 
 
 def show_facts(facts: Mapping[str, object]) -> None:
@@ -70,28 +68,6 @@ def show_remarks(notes: Iterable[str], warnings: Iterable[str]) -> None:
         console().print(f"note: {note}", soft_wrap=True)
     for warning in warnings:
         console().print(f"warning: {warning}", style="yellow", soft_wrap=True)
-
-
-def show_groups(title: str, groups: Sequence[Mapping[str, Any]]) -> None:
-    """How each group of weights is treated, with a total."""
-    before = sum(group["bytes_before"] for group in groups)
-    after = sum(group["bytes_after"] for group in groups)
-    rows = [
-        (
-            group["method"],
-            group["kind"],
-            group["module"],
-            f"{group['count']:,}",
-            *sizes(group["bytes_before"], group["bytes_after"]),
-        )
-        for group in groups
-    ]
-    rows.append(("total", "", "", f"{sum(group['count'] for group in groups):,}", *sizes(before, after)))
-    show_table(title, ("method", "kind", "module", "weights", "before", "after", "ratio"), rows, numbers=4)
-
-
-def sizes(before: int, after: int) -> tuple[str, str, str]:
-    return format_bytes(before), format_bytes(after), f"{after / before:.3f}" if before else ""
 
 
 def exact(count: int) -> str:

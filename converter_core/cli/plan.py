@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 
+from ..errors import PlanError
 from ..sizes import format_bytes
-from .flags import Asked, Flags, Misused, recipe_from_flags, with_flags
-from .output import Json, exact, in_words, print_json, show_facts, show_groups, show_remarks, show_table
+from .asked import Asked, Misused, recipes_from_flags
+from .flags import Flags, with_flags
+from .output import Json, each_output, exact, in_words, print_json, show_facts, show_line, show_remarks
+from .tables import natural_key, show_groups, show_table
 
 _STATUS = {
     "new": "",
@@ -21,25 +25,32 @@ _STATUS = {
 def plan(ctx: typer.Context, flags: Flags, as_json: Json = False) -> None:
     """Say what convert would do with the same arguments. Reads headers only; needs neither data nor device."""
     try:
-        asked = recipe_from_flags(flags)
+        requests = recipes_from_flags(flags)
     except Misused as error:
         ctx.fail(str(error))
-    show_plan(asked, as_json)
+    show_plans(requests, as_json)
 
 
-def show_plan(asked: Asked, as_json: bool) -> None:
-    from ..planning import make_plan
-    from ..recipe import load_recipe
-    from ..registry import load_plugins
+def show_plans(requests: Sequence[Asked], as_json: bool) -> None:
+    """One plan, or several one after the other (in JSON as a list)."""
+    from ..planning.planner import make_plan
+    from ..plugins.registry import load_plugins
 
     registry = load_plugins()
-    recipe = load_recipe(asked.source, asked.overrides, registry, labels=asked.labels)
-    with make_plan(recipe, registry) as made:
-        found = made.as_dict()
+    found = []
+    problems: list[str] = []
+    for asked in requests:
+        with make_plan(asked.load(registry), registry) as made:
+            found.append(made.as_dict())
+            problems += made.problems
+        if not as_json:
+            if len(requests) > 1:
+                show_line(f"{asked.source}:")
+            _show(found[-1])
     if as_json:
-        print_json(found)
-    else:
-        _show(found)
+        print_json(found[0] if len(found) == 1 else found)
+    if problems:
+        raise PlanError(*problems)
 
 
 def _show(plan: dict[str, Any]) -> None:
@@ -53,8 +64,24 @@ def _show(plan: dict[str, Any]) -> None:
         {
             "source": source["path"],
             "": f"{len(source['files'])} files, {source['tensors']:,} tensors, {format_bytes(source['bytes'])}",
-            "left out": ", ".join(source["left_out"]),
+            "skipped": ", ".join(source["skipped"]),
             "model": f"{model['adapter']} {model['variant']}{f' ({facts})' if facts else ''}",
+        }
+    )
+    for output in each_output(plan):
+        _show_output(output)
+    show_facts(
+        {
+            "extra": ", ".join(plan["extra_tensors"]),
+            "device": f"{plan['device']}, {plan['workers']} workers, {format_bytes(plan['max_memory'])} of memory",
+        }
+    )
+    show_remarks(plan["notes"], plan["warnings"])
+
+
+def _show_output(plan: dict[str, Any]) -> None:
+    show_facts(
+        {
             "output": f"{plan['output']}, {plan['name']}: {plan['layout']} for {plan['target']}",
             "state": _STATUS.get(plan["status"], plan["status"]),
         }
@@ -62,15 +89,16 @@ def _show(plan: dict[str, Any]) -> None:
     show_groups("Weights", plan["groups"])
     show_table("Rules", ("match", "method", "weights"), [list(rule.values()) for rule in plan["rules"]], numbers=1)
     files = {**plan["files"], **plan["side_files"]}
-    rows = [(name, format_bytes(size), f"{size:,}") for name, size in files.items()]
+
+    def by_name(item: tuple[str, int]) -> list[tuple[int, str]]:
+        return natural_key(item[0])
+
+    rows = [(name, format_bytes(size), f"{size:,}") for name, size in sorted(files.items(), key=by_name)]
     rows += [(name, "copied", "") for name in plan["copies"]]
-    show_table("Files", ("name", "size", "bytes"), rows, numbers=2)
+    show_table("Files", ("name", "size", "bytes"), rows, numbers=2, optional=("bytes",))
     show_facts(
         {
-            "extra": ", ".join(plan["extra_tensors"]),
             "replaces": ", ".join(plan.get("replaces", ())),
             "disk": f"{exact(plan['needed_disk'])} needed, {format_bytes(plan['free_disk'])} free",
-            "device": f"{plan['device']}, {plan['workers']} workers, {format_bytes(plan['max_memory'])} of memory",
         }
     )
-    show_remarks(plan["notes"], plan["warnings"])

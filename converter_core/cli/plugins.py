@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import plugins_new
-from .output import Json, print_json, show_table
+from .command import Command
+from .output import Json, print_json
+from .tables import show_table
 
 if TYPE_CHECKING:
-    from ..registry import Registry
+    from ..plugins.registry import Registry
 
 app = typer.Typer(invoke_without_command=True)
-app.command("new")(plugins_new.new)
+app.command("new", cls=Command)(plugins_new.new)
 
 
 @app.callback()
@@ -21,7 +23,7 @@ def plugins(ctx: typer.Context, as_json: Json = False) -> None:
     """List every plugin with its options, and those that cannot be used with the reason."""
     if ctx.invoked_subcommand is not None:
         return
-    from ..registry import load_plugins
+    from ..plugins.registry import load_plugins
 
     registry = load_plugins()
     usable, unusable = _usable(registry), _unusable(registry)
@@ -29,7 +31,7 @@ def plugins(ctx: typer.Context, as_json: Json = False) -> None:
         print_json({"plugins": usable, "unusable": unusable})
         return
     rows = [(p["kind"], p["name"], f"{p['distribution']} {p['version']}".strip(), p["description"]) for p in usable]
-    show_table("Plugins", ("kind", "name", "from", "what for"), rows)
+    show_table("Plugins", ("kind", "name", "from", "what for"), rows, optional=("from",))
     _show_options(usable)
     if unusable:
         rows = [
@@ -52,7 +54,7 @@ def _show_options(usable: list[dict[str, Any]]) -> None:
         for p in usable
         for option in p["options"]
     ]
-    show_table("Options", ("plugin", "option", "default", "takes", "what it does"), rows)
+    show_table("Options", ("plugin", "option", "default", "takes", "what it does"), rows, optional=("takes",))
 
 
 def _usable(registry: Registry) -> list[dict[str, Any]]:

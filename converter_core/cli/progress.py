@@ -1,4 +1,4 @@
-"""How far a run is: a bar by bytes on a terminal, a plain line now and then elsewhere. Always on stderr."""
+"""How far a run is: a bar by bytes on a terminal, a line now and then elsewhere. Always on stderr."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from datetime import timedelta
 from typing import Protocol
 
 from ..sizes import format_bytes
-from .output import message
+from .log import Log
 
 EVERY = 10.0
-"""Seconds between plain lines."""
+"""Seconds between lines."""
+
+_BAR = 10
+"""Columns that the bar keeps, however narrow the terminal is."""
 
 
 class Event(Protocol):
-    """done, total: bytes. taken_over: those of ``done`` that an earlier run had done. weight: the latest one's name."""
+    """done, total: bytes. resumed: those of ``done`` that an earlier run had done. weight: the latest one's name."""
 
     @property
     def done(self) -> int: ...
     @property
     def total(self) -> int: ...
     @property
-    def taken_over(self) -> int: ...
+    def resumed(self) -> int: ...
     @property
     def weight(self) -> str: ...
 
@@ -41,15 +44,19 @@ class Pace:
 
     def describe(self, event: Event) -> str:
         """``410.2 MiB/s, 0:02:21 left``."""
-        rate = (event.done - event.taken_over) / max(self.now() - self.started, 1e-9)
+        return ", ".join(self.parts(event))
+
+    def parts(self, event: Event) -> list[str]:
+        """Rate and time left; neither if there is no rate yet."""
+        rate = (event.done - event.resumed) / max(self.now() - self.started, 1e-9)
         if rate <= 0:
-            return ""
+            return []
         left = timedelta(seconds=round((event.total - event.done) / rate))
-        return f"{format_bytes(round(rate))}/s, {left} left"
+        return [f"{format_bytes(round(rate))}/s", f"{left} left"]
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Show | None]:
+def progress(quiet: bool, log: Log) -> Iterator[Show | None]:
     """Something to call with every event; None if nothing is to be shown."""
     if quiet:
         yield None
@@ -57,14 +64,14 @@ def progress(quiet: bool) -> Iterator[Show | None]:
         with _bar() as show:
             yield show
     else:
-        yield _lines()
+        yield _lines(log)
 
 
-def _taken_over(event: Event) -> str:
-    return f"{format_bytes(event.taken_over)} taken over from an earlier run" if event.taken_over else ""
+def _resumed(event: Event) -> str:
+    return f"{format_bytes(event.resumed)} resumed" if event.resumed else ""
 
 
-def _lines(now: Callable[[], float] = time.monotonic) -> Show:
+def _lines(log: Log, now: Callable[[], float] = time.monotonic) -> Show:
     pace = Pace(now)
     last = now()
 
@@ -76,9 +83,9 @@ def _lines(now: Callable[[], float] = time.monotonic) -> Show:
         parts = (
             f"{event.done / event.total:4.0%}  {format_bytes(event.done)} of {format_bytes(event.total)}",
             pace.describe(event),
-            _taken_over(event),
+            _resumed(event),
         )
-        message(", ".join(part for part in parts if part))
+        log.say(", ".join(part for part in parts if part))
 
     return show
 
@@ -89,23 +96,25 @@ def _bar() -> Iterator[Show]:
     from rich.progress import BarColumn, Progress, TextColumn
 
     pace = Pace()
-    columns = (
-        BarColumn(),
-        TextColumn(
-            "{task.percentage:>3.0f}% {task.fields[size]} {task.fields[pace]} {task.fields[remark]}", markup=False
-        ),
-    )
-    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        task = bar.add_task("", total=None, size="", pace="", remark="")
+    console = Console(stderr=True, highlight=False)
+    columns = (BarColumn(bar_width=None), TextColumn("{task.fields[text]}", markup=False))
+    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+        task = bar.add_task("", total=None, text="")
 
         def show(event: Event) -> None:
-            bar.update(
-                task,
-                completed=event.done,
-                total=event.total,
-                size=f"{format_bytes(event.done)}/{format_bytes(event.total)}",
-                pace=pace.describe(event),
-                remark=" ".join(filter(None, (_taken_over(event), event.weight))),
-            )
+            text = fit(event, pace, console.width - _BAR - 1)
+            bar.update(task, completed=event.done, total=event.total, text=text)
 
         yield show
+
+
+def fit(event: Event, pace: Pace, width: int) -> str:
+    """What is said beside the bar: as much as there is room for, the most useful first."""
+    percent = f"{event.done / event.total:4.0%}" if event.total else ""
+    rate, left = pace.parts(event) or ("", "")
+    size = f"{format_bytes(event.done)}/{format_bytes(event.total)}"
+    shown: set[str] = set()
+    for part in (percent, left, size, rate, _resumed(event), event.weight):
+        if part and sum(len(other) + 1 for other in shown) + len(part) <= width:
+            shown.add(part)
+    return " ".join(part for part in (percent, size, rate, left, _resumed(event), event.weight) if part in shown)

@@ -7,47 +7,36 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from ..declared import hints
-from ..fitness import default_of, options_of
+from ..plugins.validation import default_of, options_of
+from ..recipe.schema import hints
 from .describe import in_yaml, remarks, summary
+from .schemes import runs_on, target_for
 
 if TYPE_CHECKING:
-    from ..interfaces import Quantizer
+    from ..api.interfaces import DeviceBackend, Quantizer
+    from ..plugins.registry import Catalogue, Registry
 
 EXAMPLES: Mapping[str, str] = {"activation_absmax": "calib.pt"}
 """What an option without a default may look like."""
-
-RUNS_ON: Mapping[str, str] = {
-    "int8": "LightX2V runs it on NVIDIA, on Hygon DCU and on most other accelerators.",
-    "fp8": "LightX2V runs it on NVIDIA from RTX 40 and H100 on, and on AMD, Moore Threads and Intel.",
-    "mxfp4": "LightX2V runs it on NVIDIA sm_120 (RTX 50); converting needs no such card.",
-    "nvfp4": (
-        "LightX2V runs it on NVIDIA sm_120 (RTX 50); converting needs no such card. It needs statistics of the "
-        "activations too: give activation_absmax below, or put LightX2V's calib.pt beside the file."
-    ),
-}
-
-ON: Mapping[str, str] = {
-    "hygon_dcu": (
-        "This recipe converts on a Hygon DCU, with the torch of its DTK. LightX2V runs int8 there and nothing else: "
-        '"dit_quant_scheme": "int8-vllm-hygon-dcu", "lazy_load": false.'
-    ),
-}
 
 _WIDTH = 110
 
 
 def recipe(
     cls: type[Quantizer],
+    registry: Registry,
     *,
     device: str = "auto",
-    source: str = "/path/to/Wan2.1-I2V-14B-480P",
+    source: str = "/path/to/checkpoint",
     output: str | None = None,
     file: str = "recipe.yaml",
 ) -> str:
     """The text of a commented YAML file for a scheme; ``file`` is what its own command lines call it."""
-    format, other = ("lightx2v", "plain") if cls.name in RUNS_ON else ("plain", "lightx2v")
-    said = f"{cls.name}: {summary(cls)} {RUNS_ON.get(cls.name, '')} {ON.get(device.partition(':')[0], '')}"
+    format = target_for(cls.name, registry)
+    model, adapter = next(iter(registry.models.items()))
+    devices = ", ".join(_beside(registry.devices, next(iter(registry.devices))))
+    backend = registry.devices.get(device.partition(":")[0])
+    said = f"{cls.name}: {summary(cls)} {runs_on(registry.targets[format]).get(cls.name, '')} {_note(backend)}"
     return f"""\
 {_comment(said, 0)}
 #
@@ -55,46 +44,64 @@ def recipe(
 #   model-converter --config {file}          do it; the same command again resumes
 #
 # Keys behind a # are optional and show their default or an example. On the command line --set key.path=value wins
-# over what stands here: --set target.layout=by_block
+# over what stands here: --set target.layout={registry.layouts.default()}
 
 source:
-  # A folder (with or without an index), one .safetensors, or a .pth. Original or diffusers naming, fp32, bf16 or fp16.
+  # A folder (with or without an index) or a file of weights; fp32, bf16 or fp16.
   path: {_scalar(source)}
-  type: wan_dit                # the model; without it, recognised by the tensors
+{_key("type", model, "the model; without it, recognised by the tensors")}
   # format: safetensors        # or pytorch; without it, recognised by the files
 
 quantization:
   method: {cls.name}
   options:
-    # Which linear weights of the blocks. LightX2V takes all of them in one scheme, or none.
-    target_modules: [self_attn, cross_attn, ffn]
+    # Which linear weights of the blocks; without it, all that the model names:
+    target_modules: [{", ".join(adapter.modules)}]
     # Options of the scheme itself, with what each means:
 {chr(10).join(_options(cls))}
-  # Exceptions: the first rule that matches a weight's name decides; * matches dots too. LightX2V takes no mix of
-  # schemes; with target.format: plain any is possible.
+  # Exceptions: the first rule that matches a weight's name decides; * matches dots too. Some runtimes take no mix of
+  # schemes; the plan says so.
   # rules:
   #   - match: "blocks.0.*"
   #     method: none           # as it is; or another method with options of its own
 
 output:
   path: {_scalar(output or f"/path/to/output_{cls.name}")}
-  # name: wan_dit_{cls.name}{" " * max(1, 13 - len(cls.name))}# what the files are called; default: model_method
+{_key("# name", f"{model}_{cls.name}", "what the files are called; default: model_method")}
   # copy_metadata: false       # true: copy config.json, tokenizers and other files that are not weights
   # overwrite: false           # true: replace an earlier conversion of the same name
 
 target:
-  format: {format}{" " * (21 - len(format))}# or {other}. plain: nothing swizzled, the schemes stand in the metadata
-  precision: {cls.name}{" " * max(1, 18 - len(cls.name))}# a label; must agree with quantization.method
-  layout: single_file          # by_block: a file for each block (LightX2V's lazy_load); chunked: files of one size
-  # chunk_size: 4GiB           # for chunked; or a number of tensors
+{_key("format", format, f"or {_others(registry.targets, format)}; model-converter plugins says what each is")}
+{_key("precision", cls.name, "a label; must agree with quantization.method")}
+{_key("layout", registry.layouts.default(), f"or {_others(registry.layouts, registry.layouts.default())}")}
+  # chunk_size: 4GiB           # for layouts of bounded files; or a number of tensors
   # dtype: keep                # of what is not quantized: bfloat16, float16, float32, or keep
 
 performance:
-  device: {device}{" " * max(1, 21 - len(device))}# auto, cpu, cuda (all cards), cuda:0, hygon_dcu, hygon_dcu:0
+{_key("device", device, f"auto, {devices}; name:N is the N-th")}
   # parallel: true             # false: one worker
   # num_workers: 4             # default: the cores, at most 8
   # max_memory: 1GiB           # for tensor data in flight, on the host and on the device each
 """
+
+
+def _key(key: str, value: str, said: str) -> str:
+    return f"{f'  {key}: {value}':30} # {said}"
+
+
+def _others(catalogue: Catalogue[Any], own: str) -> str:
+    return " or ".join(name for name in _beside(catalogue, own) if name != own)
+
+
+def _beside(catalogue: Catalogue[Any], own: str) -> list[str]:
+    """The plugins of one distribution: what a recipe says must not depend on what else is installed."""
+    distribution = catalogue.origins[own].distribution
+    return [name for name in catalogue if catalogue.origins[name].distribution == distribution]
+
+
+def _note(backend: type[DeviceBackend] | None) -> str:
+    return backend.recipe_note if backend is not None else ""
 
 
 def _options(cls: type[Quantizer]) -> Iterator[str]:

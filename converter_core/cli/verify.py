@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..sizes import format_bytes
-from .output import Json, Quiet, message, print_json, show_facts, show_remarks, show_table
+from . import exit_codes
+from .log import Log
+from .output import Json, Quiet, message, print_json, show_facts, show_remarks
 from .progress import progress
+from .tables import natural_key, show_table
 
 if TYPE_CHECKING:
-    from ..verification_report import Verification, WeightReport
+    from ..verification.result import Verification, WeightReport
 
 WORST = 10
 
@@ -32,15 +36,15 @@ def verify(
 ) -> None:
     """Check a conversion: files against its manifest and, with --against, every weight against its source.
 
-    Exit code 1 if anything is not as it should be.
+    Exit code 1 if anything is not as it should be, 3 if there was no manifest to check the contents against.
     """
-    from ..verification import verify as check
+    from ..verification.verify import verify as check
 
     if html is not None:
-        from ..report import plotting, write_html
+        from ..report.page import plotting, write_html
 
         plotting()  # what is not installed is told before the work, not after it
-    with progress(quiet or as_json) as show:
+    with progress(quiet or as_json, Log(quiet or as_json, Path(output).name)) as show:
         report = check(output, against, progress=show)
     if html is not None:
         write_html(report, html)
@@ -48,9 +52,23 @@ def verify(
             message(f"written: {html}")
     if as_json:
         print_json(report.as_dict())
+    elif quiet:
+        _show_problems(report)
     else:
         _show(report)
-    raise typer.Exit(0 if report.ok else 1)
+    raise typer.Exit(_CODES[_status(report)])
+
+
+_CODES = {"ok": exit_codes.OK, "failed": exit_codes.FAILED, "structure only": exit_codes.STRUCTURE_ONLY}
+
+
+def _status(report: Verification) -> str:
+    return report.status
+
+
+def _show_problems(report: Verification) -> None:
+    for problem in report.problems:
+        message(f"error: {problem}")
 
 
 def _show(report: Verification) -> None:
@@ -58,7 +76,7 @@ def _show(report: Verification) -> None:
     if measured:
         _show_blocks(measured)
         _show_worst(measured)
-    structure, copied = report.structure, report.copied
+    structure = report.structure
     show_facts(
         {
             "output": report.output,
@@ -66,15 +84,30 @@ def _show(report: Verification) -> None:
             "against": report.against,
             "files": f"{len(structure.files)}, {structure.tensors:,} tensors, {structure.checksums:,} checksums",
             "quantized": f"{len(report.weights):,} weights, {_formats(report.weights)}" if report.weights else "none",
-            "copied": f"{copied.count:,} tensors{', equal to their sources' if copied.compared and report.ok else ''}",
+            "copied": _copied(report),
             "size": _size(report.bytes_before, report.bytes_after),
             "time": f"{report.seconds:.1f} s",
-            "result": "ok" if report.ok else f"{len(report.problems)} problems",
+            "result": _count(len(report.problems), "problem") if report.problems else _status(report),
         }
     )
     show_remarks(report.notes, ())
-    for problem in report.problems:
-        message(f"error: {problem}")
+    _show_problems(report)
+
+
+def _copied(report: Verification) -> str:
+    """``87 tensors, 63 compared with their sources and equal; 24 made by the target``."""
+    copied = report.copied
+    added = copied.added
+    said = _count(copied.count, "tensor")
+    if copied.compared:
+        unequal = len(copied.unequal)
+        result = f"{unequal:,} of them different" if unequal else "all equal"
+        said += f", compared with their sources: {result}"
+    return f"{said}; {_count(added, 'tensor')} made by the target" if added else said
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _show_blocks(weights: Sequence[WeightReport]) -> None:
@@ -89,9 +122,11 @@ def _show_blocks(weights: Sequence[WeightReport]) -> None:
             f"{_together(group):.5f}",
             _db(min(weight.sqnr_db for weight in group if weight.sqnr_db is not None)),
         )
-        for block, group in sorted(blocks.items(), key=lambda item: (len(item[0]), item[0]))
+        for block, group in sorted(blocks.items(), key=lambda item: natural_key(item[0]))
     ]
-    show_table("Blocks", ("block", "weights", "format", "relative error", "lowest SQNR"), rows, numbers=2)
+    show_table(
+        "Blocks", ("block", "weights", "format", "relative error", "lowest SQNR"), rows, numbers=2, optional=("format",)
+    )
 
 
 def _show_worst(weights: Sequence[WeightReport]) -> None:
@@ -109,7 +144,8 @@ def _show_worst(weights: Sequence[WeightReport]) -> None:
         for weight in worst
     ]
     columns = ("weight", "format", "relative error", "limit", "SQNR", "cosine", "worst element")
-    show_table(f"The worst {len(rows)}", columns, rows, numbers=5)
+    optional = ("worst element", "cosine", "format", "limit")
+    show_table(f"The worst {len(rows)}", columns, rows, numbers=5, optional=optional)
 
 
 def _together(weights: Sequence[WeightReport]) -> float:

@@ -14,8 +14,8 @@ from pathlib import Path
 from string import Template
 from types import MappingProxyType
 
+from ..api.hookspecs import PROJECT
 from ..errors import PluginError, unknown
-from ..hookspecs import PROJECT
 
 KINDS: Mapping[str, str] = MappingProxyType(
     {

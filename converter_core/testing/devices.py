@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from ..interfaces import DeviceBackend, Lane
-from ..tensors import raw, same
+from ..api.interfaces import DeviceBackend, DeviceStream
+from ..api.tensors import raw, same
 from .options import check_class
 from .samples import OneThread
 
@@ -47,31 +47,31 @@ class DeviceConformance(OneThread):
 
     def test_buffers_are_host_memory(self) -> None:
         for device in self._devices():
-            with self.device.lane(device) as lane:
+            with self.device.stream(device) as stream:
                 for nbytes in (1, 4096, 100_003, 0, 64):
-                    buffer = lane.buffer(nbytes)
+                    buffer = stream.buffer(nbytes)
                     made = (buffer.dtype, tuple(buffer.shape), buffer.device.type, buffer.is_contiguous())
                     expected = (torch.uint8, (nbytes,), "cpu", True)
                     assert made == expected, f"buffer({nbytes}) on {device} is {made}, must be {expected}"
 
     def test_bytes_come_through(self) -> None:
         for device in self._devices():
-            with self.device.lane(device) as lane:
+            with self.device.stream(device) as stream:
                 for seed in range(5):
-                    found = _through(lane, device, seed)
+                    found = _through(stream, device, seed)
                     assert not found, f"{device}: {found}"
 
     def test_results_outlive_the_next_slab(self) -> None:
-        """What ``download`` gave is written while the lane goes on; a copy, unless it was the host's all along."""
+        """What ``download`` gave is written while the stream goes on; a copy, unless it was the host's all along."""
         for device in self._devices():
-            with self.device.lane(device) as lane:
-                host = lane.buffer(4096)
+            with self.device.stream(device) as stream:
+                host = stream.buffer(4096)
                 host.fill_(1)
-                first = lane.download({"weight": lane.upload(host) + 1})["weight"]
+                first = stream.download({"weight": stream.upload(host) + 1})["weight"]
                 expected = first.clone()
-                second = lane.buffer(4096)
+                second = stream.buffer(4096)
                 second.fill_(7)
-                lane.download({"weight": lane.upload(second) + 1})
+                stream.download({"weight": stream.upload(second) + 1})
                 assert same(expected, first), f"{device}: the next slab writes over what was downloaded"
 
     def test_threads_have_lanes_of_their_own(self) -> None:
@@ -79,18 +79,18 @@ class DeviceConformance(OneThread):
             filled = threading.Barrier(4)
 
             def work(seed: int, device: torch.device = device, filled: threading.Barrier = filled) -> str:
-                with self.device.lane(device) as lane:
-                    return _through(lane, device, seed, lambda: filled.wait(60))
+                with self.device.stream(device) as stream:
+                    return _through(stream, device, seed, lambda: filled.wait(60))
 
             with ThreadPoolExecutor(4) as pool:
                 for found in pool.map(work, range(4)):
-                    assert not found, f"{device}, four lanes at once: {found}"
+                    assert not found, f"{device}, four streams at once: {found}"
 
     def test_a_lane_can_be_entered_again(self) -> None:
         for device in self._devices():
             for _ in range(3):
-                with self.device.lane(device) as lane:
-                    found = _through(lane, device, 1)
+                with self.device.stream(device) as stream:
+                    found = _through(stream, device, 1)
                     assert not found, f"{device}: {found}"
 
     def _devices(self) -> Sequence[torch.device]:
@@ -100,17 +100,17 @@ class DeviceConformance(OneThread):
         return found
 
 
-def _through(lane: Lane, device: torch.device, seed: int, pause: Callable[[], object] = bool) -> str:
+def _through(stream: DeviceStream, device: torch.device, seed: int, pause: Callable[[], object] = bool) -> str:
     """What is wrong with bytes that went to the device and back; empty: nothing. pause: when the buffer is filled."""
     values = torch.randint(0, 256, (3000, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    host = lane.buffer(values.numel())
+    host = stream.buffer(values.numel())
     raw(host)[:] = raw(values)
     pause()
-    there = lane.upload(host)
+    there = stream.upload(host)
     if there.device.type != device.type:
         return f"upload leaves it on {there.device}"
     turned = there.view(values.shape).t()
-    back = lane.download({"weight": turned, "scale": there.sum().float()})
+    back = stream.download({"weight": turned, "scale": there.sum().float()})
     if set(back) != {"weight", "scale"}:
         return f"download of weight and scale gives {sorted(back)}"
     if any(part.device.type != "cpu" or not part.is_contiguous() for part in back.values()):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..interfaces import LayoutWriter
-from ..specs import OutputTensor, PlannedWeight, TensorSpec, WeightInfo
+from ..api.formats import QuantFormat
+from ..api.interfaces import LayoutWriter
+from ..api.values import OutputTensor, PlannedWeight, TensorSpec, WeightInfo
 from .options import check_class, check_options
 
 
@@ -80,5 +81,7 @@ def planned(count: int) -> list[PlannedWeight]:
             OutputTensor(f"{name}_scale", "scale", TensorSpec("F32", (rows, 1)), 4),
         )
         info = WeightInfo(name, {}, "linear", "ffn" if block else "", block)
-        weights.append(PlannedWeight(info, name, TensorSpec("BF16", (rows, 64)), "rows_of_codes", outputs))
+        weights.append(
+            PlannedWeight(info, name, TensorSpec("BF16", (rows, 64)), QuantFormat("rows_of_codes", "codes"), outputs)
+        )
     return weights

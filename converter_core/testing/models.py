@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from ..interfaces import ModelAdapter
-from ..specs import TensorSpec, WeightInfo
-from ..tensors import same, spec_of
+from ..api.contexts import SourceTensors, WeightContext
+from ..api.interfaces import ModelAdapter
+from ..api.tensors import same, spec_of
+from ..api.values import BASE, TensorRef, TensorSpec, WeightInfo, refs_of
 from .options import check_class
 from .samples import OneThread, copies, difference, sample_weight
 
@@ -22,14 +23,17 @@ FOREIGN: Mapping[str, TensorSpec] = {
 
 
 class ModelConformance(OneThread):
-    """Subclass it with ``model = MyModel()``; the checkpoint that is tried is ``model.sample()`` or ``checkpoint``.
+    """Subclass it with ``model = MyModel()``; the checkpoint that is tried is ``model.synthetic()`` or ``checkpoint``.
 
-    dialects: the namings that ``rename`` knows.
+    stores: the tensors of the other files that it takes weights from. key_formats: those that ``rename`` knows.
+    other_modules: those of variants that the checkpoint is none of.
     """
 
     model: ModelAdapter
     checkpoint: ClassVar[Mapping[str, TensorSpec]] = {}
-    dialects: ClassVar[Sequence[str]] = ("original",)
+    stores: ClassVar[Mapping[str, Mapping[str, TensorSpec]]] = {}
+    key_formats: ClassVar[Sequence[str]] = ("original",)
+    other_modules: ClassVar[Sequence[str]] = ()
 
     def test_it_is_a_plugin(self) -> None:
         check_class(self.model, ModelAdapter)
@@ -37,17 +41,17 @@ class ModelConformance(OneThread):
     def test_it_recognises_its_own(self) -> None:
         variant = self.model.recognise(self._tensors())
         assert variant, f"recognise gives {variant!r} of its own checkpoint"
-        shuffled = dict(sorted(self._tensors().items(), reverse=True))
+        shuffled = SourceTensors(dict(sorted(self._tensors().items(), reverse=True)))
         assert self.model.recognise(shuffled) == variant, "recognise depends on the order of tensors"
         for key in self._tensors():
             if any(info.kind != "extra" for info in self._infos() if key in _keys(info)):
-                assert self.model.knows(key), f"knows({key!r}) is false"
+                assert self.model.owns_key(key), f"owns_key({key!r}) is false"
 
     def test_it_leaves_others_alone(self) -> None:
-        assert self.model.recognise({}) is None, "recognises a checkpoint without tensors"
-        assert self.model.recognise(FOREIGN) is None, f"recognises a checkpoint of {', '.join(FOREIGN)}"
+        assert self.model.recognise(SourceTensors({})) is None, "recognises a checkpoint without tensors"
+        assert self.model.recognise(SourceTensors(FOREIGN)) is None, f"recognises a checkpoint of {', '.join(FOREIGN)}"
         for key in FOREIGN:
-            assert not self.model.knows(key), f"knows({key!r}), which is another model's"
+            assert not self.model.owns_key(key), f"owns_key({key!r}), which is another model's"
 
     def test_every_tensor_belongs_to_one_weight(self) -> None:
         claimed = Counter(key for info in self._infos() for key in _keys(info))
@@ -55,7 +59,8 @@ class ModelConformance(OneThread):
         assert not strange, f"weights have sources that are not there: {strange}"
         left = sorted(set(self._tensors()) - set(claimed))
         assert not left, f"no weight claims {left}; say kind='extra' for what is only copied"
-        twice = sorted(key for key, count in claimed.items() if count > 1)
+        parts = {ref.key for info in self._infos() for ref in info.refs if ref.rows is not None or not ref.by_rows}
+        twice = sorted(key for key, count in claimed.items() if count > 1 and key not in parts)
         assert not twice, f"more than one weight claims {twice}"
 
     def test_weights_are_told_apart(self) -> None:
@@ -79,7 +84,7 @@ class ModelConformance(OneThread):
         modules = {info.module for info in linear if info.module}
         unknown = modules - set(self.model.modules)
         assert not unknown, f"weights are of modules {sorted(unknown)}, which modules does not list"
-        unused = set(self.model.modules) - modules
+        unused = set(self.model.modules) - modules - set(self.other_modules)
         assert not unused, f"modules lists {sorted(unused)}, but no linear weight is of them"
 
     def test_a_sound_checkpoint_has_no_problems(self) -> None:
@@ -93,7 +98,7 @@ class ModelConformance(OneThread):
         for info in [info for info in self._infos() if info.kind == "linear" and info.block][:4]:
             for missing in _keys(info):
                 rest = {key: spec for key, spec in tensors.items() if key != missing}
-                assert list(self.model.problems(rest)), f"without {missing} it has no problems"
+                assert list(self.model.problems(SourceTensors(rest))), f"without {missing} it has no problems"
 
     def test_a_wrong_shape_is_told(self) -> None:
         if type(self.model).problems is ModelAdapter.problems:
@@ -102,15 +107,17 @@ class ModelConformance(OneThread):
         for info in [info for info in self._infos() if info.kind == "linear" and info.block][:4]:
             for key in _keys(info):
                 wrong = TensorSpec(tensors[key].dtype, (tensors[key].shape[0] + 1, *tensors[key].shape[1:]))
-                assert list(self.model.problems({**tensors, key: wrong})), f"{key} as {wrong} is no problem"
+                assert list(self.model.problems(SourceTensors({**tensors, key: wrong}))), (
+                    f"{key} as {wrong} is no problem"
+                )
 
-    def test_names_in_other_dialects_are_unique(self) -> None:
+    def test_names_in_other_key_formats_are_unique(self) -> None:
         names = [info.name for info in self._infos()]
-        for dialect in self.dialects:
-            renamed = Counter(self.model.rename(name, dialect) for name in names)
+        for key_format in self.key_formats:
+            renamed = Counter(self.model.rename(name, key_format) for name in names)
             twice = sorted(name for name, count in renamed.items() if count > 1)
-            assert not twice, f"in {dialect} more than one weight is called {twice}"
-            assert all(renamed), f"in {dialect} a weight has no name"
+            assert not twice, f"in {key_format} more than one weight is called {twice}"
+            assert all(renamed), f"in {key_format} a weight has no name"
 
     def test_its_own_names_are_original(self) -> None:
         for info in self._infos():
@@ -122,35 +129,46 @@ class ModelConformance(OneThread):
         assert json.loads(json.dumps(facts)) == facts, f"describe gives {facts!r}"
 
     def test_the_config_is_not_modified(self) -> None:
-        sample = self.model.sample()
+        sample = self.model.synthetic()
         config = dict(sample.config) if sample else {"dim": 1}
         before = json.dumps(config)
-        for dialect in self.dialects:
-            made = self.model.config(config, dialect)
-            assert json.dumps(config) == before, f"config changes what it is given ({dialect})"
-            assert made is config or dict(made) != config, f"an unchanged config must be the same object ({dialect})"
+        for key_format in self.key_formats:
+            made = self.model.config(config, key_format)
+            assert json.dumps(config) == before, f"config changes what it is given ({key_format})"
+            assert made is config or dict(made) != config, f"an unchanged config must be the same object ({key_format})"
 
     def test_weights_are_assembled_slab_by_slab(self) -> None:
-        """From rows as from the whole, on stand-ins too, and without changing the sources."""
+        """From rows as from the whole, on meta too, and without changing the sources."""
         for info in self._kinds():
-            sources = {role: sample_weight(self._tensors()[at.key].shape) for role, at in info.sources.items()}
+            sources = {role: sample_weight(self._shape(source)) for role, source in info.sources.items()}
+            by_rows = {role: all(ref.by_rows for ref in refs_of(source)) for role, source in info.sources.items()}
+            context = WeightContext(info, info.name)
             kept = copies(sources)
-            whole = self.model.assemble(sources)
+            whole = self.model.assemble(context, sources)
             assert not difference(kept, sources), f"{info.name}: assemble changes its sources"
-            meta = self.model.assemble({role: tensor.to("meta") for role, tensor in sources.items()})
+            meta = self.model.assemble(context, {role: tensor.to("meta") for role, tensor in sources.items()})
             assert spec_of(meta) == spec_of(whole), f"{info.name}: {spec_of(meta)} on meta, {spec_of(whole)} of data"
-            if whole.dim() != 2 or not all(at.by_rows for at in info.sources.values()):
+            if whole.dim() != 2 or not any(by_rows.values()):
                 continue
             half = whole.shape[0] // 2
-            top = self.model.assemble({role: tensor[:half] for role, tensor in sources.items()})
+            rows = {role: tensor[:half] if by_rows[role] else tensor for role, tensor in sources.items()}
+            top = self.model.assemble(context, rows)
             assert same(top, whole[:half].contiguous()), f"{info.name}: half of the rows gives others than the whole"
 
-    def _tensors(self) -> Mapping[str, TensorSpec]:
+    def _shape(self, source: TensorRef | tuple[TensorRef, ...]) -> tuple[int, ...]:
+        """Of the tensors that a source means, joined along the rows."""
+        specs = [ref.spec(self._store(ref.store)[ref.key]) for ref in refs_of(source)]
+        return specs[0].shape if len(specs) == 1 else (sum(spec.shape[0] for spec in specs), *specs[0].shape[1:])
+
+    def _store(self, name: str) -> Mapping[str, TensorSpec]:
+        return self._tensors() if name == BASE else self._tensors().stores[name]
+
+    def _tensors(self) -> SourceTensors:
         if self.checkpoint:
-            return self.checkpoint
-        sample = self.model.sample()
-        assert sample is not None, "set checkpoint (key -> TensorSpec): the model has no sample()"
-        return sample.tensors
+            return SourceTensors(self.checkpoint, stores=self.stores)
+        sample = self.model.synthetic()
+        assert sample is not None, "set checkpoint (key -> TensorSpec): the model has no synthetic()"
+        return SourceTensors(sample.tensors, config=sample.config, stores=self.stores)
 
     def _infos(self) -> Sequence[WeightInfo]:
         return list(self.model.weights(self._tensors()))
@@ -166,4 +184,4 @@ class ModelConformance(OneThread):
 
 
 def _keys(info: WeightInfo) -> list[str]:
-    return [source.key for source in info.sources.values()]
+    return list(dict.fromkeys(ref.key for ref in info.refs if ref.store == BASE))

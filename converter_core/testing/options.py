@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from ..declared import read_options
-from ..fitness import options_of, unfit
+from ..plugins.validation import options_of, unfit
+from ..recipe.schema import read_options
 
 
 def check_class(plugin: object, base: type) -> None:

@@ -9,32 +9,33 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from ..api.interfaces import Quantizer
+from ..api.tensors import same, spec_of
+from ..api.values import TensorRef, TensorSpec, WeightInfo
 from ..errors import PluginError, Refused
-from ..interfaces import Quantizer
-from ..registry import load_plugins
-from ..specs import Source, TensorSpec, WeightInfo
-from ..tensors import same, spec_of
-from ..trial import Outcome, Piece, Trials
+from ..planning.shape_inference import OutputSchema
+from ..plugins.registry import load_plugins
 from .options import check_class, check_options
 from .samples import (
     CASES,
     DTYPES,
-    BareModel,
     BareTarget,
     OneThread,
     copies,
     difference,
     finite,
     given,
+    inputs_of,
     norm,
     sample_weight,
+    schema_of,
     slabs,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..specs import Parts
+    from ..api.values import Parts
 
 ODD = ((4, 127), (4, 100), (4, 24), (4, 1), (64,), (2, 3, 64), (0, 64), (4, 0), ())
 """Shapes that many schemes refuse."""
@@ -44,13 +45,13 @@ class QuantizerConformance(OneThread):
     """Subclass it with ``quantizer = MyScheme()``; once more for every set of options that takes another path.
 
     shapes, dtypes: what the scheme takes. weight: for which weight ``inputs`` is asked.
-    most_error: Frobenius norm of the error over that of the weight; counts where ``step`` says nothing.
+    most_error: Frobenius norm of the error over that of the weight; counts where ``quantization_step`` says nothing.
     """
 
     quantizer: Quantizer
     shapes: ClassVar[Sequence[tuple[int, ...]]] = ((7, 128), (1, 128), (130, 256))
     dtypes: ClassVar[Sequence[str]] = DTYPES
-    weight: ClassVar[WeightInfo] = WeightInfo("blocks.0.ffn.0.weight", {"weight": Source("w")}, "linear", "ffn", "0")
+    weight: ClassVar[WeightInfo] = WeightInfo("blocks.0.ffn.0.weight", {"weight": TensorRef("w")}, "linear", "ffn", "0")
     most_error: ClassVar[float] = 1.0
 
     def test_it_is_a_plugin(self) -> None:
@@ -62,10 +63,10 @@ class QuantizerConformance(OneThread):
     def test_the_trial_run_is_the_result(self) -> None:
         for at, weight in self._samples():
             try:
-                outcome = self._trial(spec_of(weight))
+                schema = self._trial(spec_of(weight))
             except PluginError as error:
                 raise AssertionError(f"{at}: the plan, which tries it on zeros, fails: {error}") from None
-            planned = {role: spec for role, (spec, _) in outcome.outputs.items()}
+            planned = {role: spec for role, (spec, _) in schema.outputs.items()}
             made = {role: spec_of(part) for role, part in self._quantize(weight).items()}
             assert made == planned, f"{at}: became {_told(made)}, but zeros became {_told(planned)}"
 
@@ -80,7 +81,7 @@ class QuantizerConformance(OneThread):
             assert not difference(handed, around), f"{at}: quantize changes what it is given beside the weight"
             kept = copies(parts)
             self.quantizer.dequantize(parts)
-            self.quantizer.step(parts)
+            self.quantizer.quantization_step(parts)
             assert not difference(kept, parts), f"{at}: dequantize or step changes the parts"
 
     def test_it_is_deterministic(self) -> None:
@@ -179,16 +180,16 @@ class QuantizerConformance(OneThread):
             around = self._slabwise(weight, height)
             made = [self.quantizer.quantize(rows, **around) for rows in slabs(weight, height)]
             try:
-                outcome = self._trial(spec_of(weight))
+                schema = self._trial(spec_of(weight))
             except PluginError as error:
                 raise AssertionError(f"{at}: {error}") from None
             for role, expected in whole.items():
                 pieces = [parts[role] for parts in made]
-                if not outcome.tile or outcome.outputs[role][1]:
+                if not schema.row_block or schema.outputs[role][1]:
                     true = same(expected, torch.cat(pieces))
                 else:
                     true = all(same(expected, piece) for piece in pieces)
-                assert true, f"{at}: {role} is another in slabs of {height} rows; row_tile is not true"
+                assert true, f"{at}: {role} is another in slabs of {height} rows; row_block is not true"
 
     def test_the_statistic_of_slabs_is_that_of_the_whole(self) -> None:
         for at, weight, _, height in self._heights():
@@ -199,7 +200,7 @@ class QuantizerConformance(OneThread):
     def test_parts_of_rows_stand_for_these_rows(self) -> None:
         """``verify`` reads back slab by slab."""
         for at, weight, whole, height in self._heights():
-            if height not in (self.quantizer.row_tile, 5 * (self.quantizer.row_tile or 1)):
+            if height not in (self.quantizer.row_block, 5 * (self.quantizer.row_block or 1)):
                 continue
             restored = slabs(self.quantizer.dequantize(whole), height)
             around = given(self.quantizer, weight, self.weight)
@@ -226,7 +227,7 @@ class QuantizerConformance(OneThread):
 
     def _heights(self) -> Iterator[tuple[str, Tensor, Parts, int]]:
         """Weights that are cut, what they become whole, and every height of slabs (none for whole-weight schemes)."""
-        tile = self.quantizer.row_tile
+        tile = self.quantizer.row_block
         if not tile:
             return
         rows = 18 if tile < 8 else 4 * tile + tile // 2
@@ -237,16 +238,15 @@ class QuantizerConformance(OneThread):
                 yield f"{dtype} {list(weight.shape)}", weight, whole, height
 
     def _slabwise(self, weight: Tensor, height: int) -> Mapping[str, Tensor]:
-        around = {name: tensor.to(weight.device) for name, tensor in self.quantizer.inputs(self.weight).items()}
+        around = {name: tensor.to(weight.device) for name, tensor in inputs_of(self.quantizer, self.weight).items()}
         total: dict[str, Tensor] = {}
         for rows in slabs(weight, height):
-            for name, value in self.quantizer.statistic(rows).items():
+            for name, value in self.quantizer.observe(rows).items():
                 total[name] = torch.maximum(total[name], value) if name in total else value
         return {**around, **total}
 
-    def _trial(self, spec: TensorSpec) -> Outcome:
-        inputs = {name: spec_of(tensor) for name, tensor in self.quantizer.inputs(self.weight).items()}
-        return Trials(BareModel(), BareTarget()).run(self.quantizer, {"weight": Piece(spec, True)}, inputs)
+    def _trial(self, spec: TensorSpec) -> OutputSchema:
+        return schema_of(self.quantizer, BareTarget(), self.weight, spec)
 
     def _quantize(self, weight: Tensor) -> Parts:
         try:
@@ -268,7 +268,7 @@ class QuantizerConformance(OneThread):
         return restored
 
     def _steps(self, weight: Tensor, parts: Parts) -> Tensor | None:
-        step = self.quantizer.step(parts)
+        step = self.quantizer.quantization_step(parts)
         if step is not None:
             assert step.dtype == torch.float32, f"step must give float32, not {step.dtype}"
             assert step.shape == weight.shape, f"step gives {list(step.shape)} of {list(weight.shape)}"

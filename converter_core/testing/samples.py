@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..interfaces import ModelAdapter, Quantizer, Target
-from ..specs import Source, TensorSpec, WeightInfo
-from ..tensors import in_words, same, torch_dtype
+from ..api.contexts import SourceTensors, WeightContext
+from ..api.interfaces import ModelAdapter, Quantizer, Target
+from ..api.tensors import in_words, same, spec_of, torch_dtype
+from ..api.values import TensorRef, TensorSpec, WeightInfo
+from ..planning.encoding import Encoding
+from ..planning.shape_inference import OutputSchema, ShapeInference, SourceSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..specs import Parts
+    from ..api.values import Parts
 
 CASES = ("ordinary", "one outlier", "zero rows", "one sign", "zeros")
 """What weights are made for tests: gaussian rows of different scale, and that with something rare in it."""
@@ -45,10 +48,28 @@ def slabs(weight: Tensor, height: int) -> list[Tensor]:
     return [weight[at : at + height] for at in range(0, weight.shape[0], height)]
 
 
+def context_of(quantizer: Quantizer, info: WeightInfo, spec: TensorSpec | None = None) -> WeightContext:
+    """Of a weight that a quantizer is tried on."""
+    return WeightContext(info, info.name, spec, quantizer.format)
+
+
+def inputs_of(quantizer: Quantizer, info: WeightInfo) -> dict[str, Tensor]:
+    """What it takes beside the rows; tensors of a store are not read here, give the quantizer under test without."""
+    found = quantizer.inputs(context_of(quantizer, info), {})
+    return {name: one for name, one in found.items() if not isinstance(one, TensorRef)}
+
+
 def given(quantizer: Quantizer, weight: Tensor, info: WeightInfo) -> dict[str, Tensor]:
     """What arrives at ``quantize`` beside the weight."""
-    inputs = {name: tensor.to(weight.device) for name, tensor in quantizer.inputs(info).items()}
-    return {**inputs, **quantizer.statistic(weight)}
+    inputs = {name: tensor.to(weight.device) for name, tensor in inputs_of(quantizer, info).items()}
+    return {**inputs, **quantizer.observe(weight)}
+
+
+def schema_of(quantizer: Quantizer, target: Target, info: WeightInfo, spec: TensorSpec) -> OutputSchema:
+    """The dry run of a quantizer and a target on one weight."""
+    inputs = {name: SourceSpec(spec_of(one), False) for name, one in inputs_of(quantizer, info).items()}
+    encoding = Encoding(target, context_of(quantizer, info, spec))
+    return ShapeInference(BareModel()).run(quantizer, encoding, {"weight": SourceSpec(spec, True)}, inputs)
 
 
 def copies(parts: Parts) -> dict[str, Tensor]:
@@ -93,27 +114,27 @@ class BareModel(ModelAdapter):
 
     name = "bare"
 
-    def knows(self, key: str) -> bool:
+    def owns_key(self, key: str) -> bool:
         return key.endswith("weight")
 
-    def recognise(self, tensors: Mapping[str, TensorSpec]) -> str | None:
+    def recognise(self, tensors: SourceTensors) -> str | None:
         return "bare"
 
-    def weights(self, tensors: Mapping[str, TensorSpec]) -> Iterable[WeightInfo]:
-        return [WeightInfo(key, {"weight": Source(key)}, "linear", "", "0") for key in tensors]
+    def weights(self, tensors: SourceTensors) -> Iterable[WeightInfo]:
+        return [WeightInfo(key, {"weight": TensorRef(key)}, "linear", "", "0") for key in tensors]
 
 
 class BareTarget(Target):
     """Stores everything as it is."""
 
     name = "bare"
-    row_tile = 1
+    row_block = 1
 
-    def key(self, name: str, role: str) -> str:
-        return f"{name}/{role}"
+    def key(self, context: WeightContext, role: str, /) -> str:
+        return f"{context.name}/{role}"
 
-    def encode(self, format: str, parts: Parts, /) -> Parts:
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         return parts
 
-    def decode(self, format: str, stored: Parts, /) -> Parts:
+    def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         return stored

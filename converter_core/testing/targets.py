@@ -11,22 +11,25 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 import torch
 
+from ..api.contexts import ModelFacts, SourceTensors, WeightContext
+from ..api.formats import UNQUANTIZED, QuantFormat
+from ..api.interfaces import Quantizer, Target
+from ..api.tensors import same, spec_of
+from ..api.values import OutputTensor, PlannedWeight, TensorRef, TensorSpec, WeightInfo
 from ..errors import Refused
-from ..interfaces import Quantizer, Target
-from ..keep import Keep
-from ..registry import load_plugins
-from ..specs import ITEMSIZE, OutputTensor, PlannedWeight, Source, TensorSpec, WeightInfo
-from ..tensors import same, spec_of
-from ..trial import Outcome, Piece, Trials, common_tile
+from ..planning.file_layout import container_of
+from ..planning.passthrough import Passthrough
+from ..planning.shape_inference import OutputSchema, common_row_block
+from ..plugins.registry import load_plugins
 from .options import check_class
-from .samples import BareModel, OneThread, copies, difference, finite, given, sample_weight, slabs
+from .samples import OneThread, context_of, copies, difference, finite, given, sample_weight, schema_of, slabs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..specs import Parts
+    from ..api.values import Parts
 
-INFO = WeightInfo("blocks.0.ffn.0.weight", {"weight": Source("w")}, "linear", "ffn", "0")
+INFO = WeightInfo("blocks.0.ffn.0.weight", {"weight": TensorRef("w")}, "linear", "ffn", "0")
 
 
 class TargetConformance(OneThread):
@@ -45,82 +48,89 @@ class TargetConformance(OneThread):
 
     def test_the_trial_run_is_the_result(self) -> None:
         for at, quantizer, parts, shape in self._samples():
-            format, made = quantizer.format, {}
-            for role, part in self.target.encode(format, parts).items():
+            context, made = self._context(quantizer, shape), {}
+            for role, part in self.target.encode(context, parts).items():
                 spec = spec_of(part)
-                dtype = self.target.stored_dtype(format, role, spec.dtype)
-                fits = ITEMSIZE.get(dtype) == ITEMSIZE[spec.dtype]
-                assert fits, f"{at}: stored_dtype calls the {spec.dtype} of {role} {dtype}, which is of another size"
-                made[role] = TensorSpec(dtype, spec.shape)
+                made[role] = self.target.stored_spec(context, role, spec)
+                fits = made[role].nbytes == spec.nbytes
+                assert fits, f"{at}: stored_spec calls {role}, {spec}, {made[role]}, which is of another size"
             planned = {role: spec for role, (spec, _) in self._trial(quantizer, shape).outputs.items()}
             assert made == planned, f"{at}: stored is {made}, planned from zeros was {planned}"
 
     def test_decode_undoes_encode(self) -> None:
-        for at, quantizer, parts, _ in self._samples():
-            back = self.target.decode(quantizer.format, self.target.encode(quantizer.format, parts))
+        for at, quantizer, parts, shape in self._samples():
+            context = self._context(quantizer, shape)
+            back = self.target.decode(context, self.target.encode(context, parts))
             assert not difference(parts, back), f"{at}: {difference(parts, back)}"
 
     def test_the_input_is_not_modified(self) -> None:
-        for at, quantizer, parts, _ in self._samples():
+        for at, quantizer, parts, shape in self._samples():
+            context = self._context(quantizer, shape)
             before = copies(parts)
-            stored = self.target.encode(quantizer.format, parts)
+            stored = self.target.encode(context, parts)
             assert not difference(before, parts), f"{at}: encode changes its input"
             kept = copies(stored)
-            self.target.decode(quantizer.format, stored)
-            self.target.as_loaded(stored)
-            assert not difference(kept, stored), f"{at}: decode or as_loaded changes its input"
+            self.target.decode(context, stored)
+            self.target.simulate_load(context, stored)
+            assert not difference(kept, stored), f"{at}: decode or simulate_load changes its input"
 
     def test_it_is_deterministic(self) -> None:
-        for at, quantizer, parts, _ in self._samples():
-            first = copies(self.target.encode(quantizer.format, parts))
-            again = type(self.target)().encode(quantizer.format, copies(parts))
+        for at, quantizer, parts, shape in self._samples():
+            context = self._context(quantizer, shape)
+            first = copies(self.target.encode(context, parts))
+            again = type(self.target)().encode(context, copies(parts))
             assert not difference(first, again), f"{at}: {difference(first, again)}"
 
     def test_every_device_gives_the_same_bytes(self) -> None:
         devices = [device for backend in load_plugins().devices.values() for device in backend().devices()]
-        for at, quantizer, parts, _ in self._samples():
-            expected = self.target.encode(quantizer.format, parts)
+        for at, quantizer, parts, shape in self._samples():
+            context = self._context(quantizer, shape)
+            expected = self.target.encode(context, parts)
             for device in devices:
                 moved = {role: part.to(device) for role, part in parts.items()}
-                made = self.target.encode(quantizer.format, moved)
+                made = self.target.encode(context, moved)
                 assert not difference(expected, made), f"{at} on {device}: {difference(expected, made)}"
 
     def test_non_contiguous_input(self) -> None:
-        for at, quantizer, parts, _ in self._samples():
+        for at, quantizer, parts, shape in self._samples():
+            context = self._context(quantizer, shape)
             views = {
                 role: part.t().contiguous().t() if part.dim() == 2 and part.element_size() > 0 else part
                 for role, part in parts.items()
             }
-            expected, made = (self.target.encode(quantizer.format, given) for given in (parts, views))
+            expected, made = (self.target.encode(context, given) for given in (parts, views))
             assert not difference(expected, made), f"{at}: {difference(expected, made)}"
 
     def test_stand_ins(self) -> None:
-        for at, quantizer, parts, _ in self._samples():
-            expected = {role: spec_of(part) for role, part in self.target.encode(quantizer.format, parts).items()}
+        for at, quantizer, parts, shape in self._samples():
+            context = self._context(quantizer, shape)
+            expected = {role: spec_of(part) for role, part in self.target.encode(context, parts).items()}
             meta = {role: part.to("meta") for role, part in parts.items()}
-            made = {role: spec_of(part) for role, part in self.target.encode(quantizer.format, meta).items()}
+            made = {role: spec_of(part) for role, part in self.target.encode(context, meta).items()}
             assert made == expected, f"{at}: {made} on meta, {expected} of data"
 
     def test_row_tile_is_true_for_every_slab_height(self) -> None:
         for quantizer in self._all():
-            tile = common_tile(quantizer.row_tile, self.target.row_tile)
+            tile = common_row_block(quantizer.row_block, self.target.row_block)
             if not tile:
                 continue
             rows = 18 if tile < 8 else 3 * tile + tile // 2 + 1
             weight = sample_weight((rows, self.shapes[0][1]))
+            context = self._context(quantizer, (rows, self.shapes[0][1]))
             around = given(quantizer, weight, INFO)
-            whole = self.target.encode(quantizer.format, quantizer.quantize(weight, **around))
-            outcome = self._trial(quantizer, (rows, weight.shape[1]))
+            whole = self.target.encode(context, quantizer.quantize(weight, **around))
+            schema = self._trial(quantizer, (rows, weight.shape[1]))
             for height in range(tile, rows, tile):
                 made = [
-                    self.target.encode(quantizer.format, quantizer.quantize(part, **around))
-                    for part in slabs(weight, height)
+                    self.target.encode(context, quantizer.quantize(part, **around)) for part in slabs(weight, height)
                 ]
                 for role, expected in whole.items():
                     pieces = [stored[role] for stored in made]
-                    grows = outcome.outputs[role][1]
+                    grows = schema.outputs[role][1]
                     true = same(expected, torch.cat(pieces)) if grows else all(same(expected, one) for one in pieces)
-                    assert true, f"{quantizer.format} {role} is another in slabs of {height} rows; row_tile is not true"
+                    assert true, (
+                        f"{quantizer.format} {role} is another in slabs of {height} rows; row_block is not true"
+                    )
 
     def test_keys_are_unique(self) -> None:
         for quantizer in self._all():
@@ -135,33 +145,36 @@ class TargetConformance(OneThread):
     def test_what_encode_refuses_the_plan_refuses(self) -> None:
         for quantizer in self.refused:
             weight = sample_weight(self.shapes[0])
+            context = self._context(quantizer, self.shapes[0])
             with pytest.raises(Refused):
                 self._trial(quantizer, self.shapes[0])
             with pytest.raises(Refused):
-                self.target.encode(quantizer.format, quantizer.quantize(weight, **given(quantizer, weight, INFO)))
+                self.target.encode(context, quantizer.quantize(weight, **given(quantizer, weight, INFO)))
 
     def test_a_format_it_has_never_heard_of(self) -> None:
         """Taken as it is, or ``Refused`` in words."""
         parts = {"weight": torch.ones(4, 4, dtype=torch.int8), "spice": torch.ones(4)}
+        context = WeightContext(INFO, INFO.name, TensorSpec("BF16", (4, 4)), QuantFormat("never_heard_of", "unknown"))
         try:
-            stored = self.target.encode("never_heard_of", parts)
+            stored = self.target.encode(context, parts)
         except Refused:
             return
-        assert not difference(parts, self.target.decode("never_heard_of", stored)), "taken, but not given back"
+        assert not difference(parts, self.target.decode(context, stored)), "taken, but not given back"
 
     def test_what_is_loaded_can_be_used(self) -> None:
         for at, quantizer, parts, shape in self._samples():
-            loaded = self.target.as_loaded(self.target.encode(quantizer.format, parts))
-            restored = quantizer.dequantize(self.target.decode(quantizer.format, loaded))
+            context = self._context(quantizer, shape)
+            loaded = self.target.simulate_load(context, self.target.encode(context, parts))
+            restored = quantizer.dequantize(self.target.decode(context, loaded))
             assert tuple(restored.shape) == shape, f"{at}: comes back as {list(restored.shape)}"
             assert finite(restored), f"{at}: comes back with NaN or infinity"
 
     def test_what_it_adds_is_sound(self) -> None:
         for quantizer in self._all():
             weights = self._planned(quantizer)
-            reasons = list(self.target.refuse(weights))
+            reasons = list(self.target.refuse(ModelFacts(), weights))
             assert not reasons, f"all {quantizer.format}: refused: {reasons}"
-            extras = self.target.extras(weights)
+            extras = self.target.extras(ModelFacts(), weights)
             for key, value in extras.metadata.items():
                 assert {type(key), type(value)} == {str}, f"metadata {key!r} must be text: {value!r}"
             for name, content in extras.side_files.items():
@@ -172,41 +185,42 @@ class TargetConformance(OneThread):
             assert not taken & set(extras.tensors), (
                 f"extra tensors under keys of weights: {taken & set(extras.tensors)}"
             )
-            again = self.target.extras(weights)
+            again = self.target.extras(ModelFacts(), weights)
             same_again = (extras.metadata, extras.side_files) == (again.metadata, again.side_files)
             assert same_again, "extras are others when asked for again"
             assert not difference(extras.tensors, again.tensors), "extra tensors are others when asked for again"
 
     def test_it_finds_its_own(self) -> None:
-        if type(self.target).scan is Target.scan:
+        if type(self.target).detect is Target.detect:
             return
         for quantizer in self._all():
             weights = self._planned(quantizer)
             tensors = {output.key: output.spec for weight in weights for output in weight.outputs}
-            extras = self.target.extras(weights)
-            found = self.target.scan(tensors, extras.metadata)
+            extras = self.target.extras(ModelFacts(), weights)
+            found = self.target.detect(SourceTensors(tensors, extras.metadata))
             taken = {key: stored for stored in found.values() for key in stored.keys.values()}
             for weight in weights:
                 expected = {output.role: output.key for output in weight.outputs}
                 stored = next((taken[key] for key in expected.values() if key in taken), None)
-                if weight.format == Keep.name:
-                    assert stored is None, f"{weight.name} is not quantized, but scan says {stored}"
+                if weight.format == UNQUANTIZED:
+                    assert stored is None, f"{weight.name} is not quantized, but detect says {stored}"
                     continue
-                assert stored is not None, f"scan does not find {weight.name} ({weight.format})"
-                right = (stored.format, dict(stored.keys)) == (weight.format, expected)
-                assert right, f"scan finds {weight.name} ({weight.format}) as {stored}"
+                assert stored is not None, f"detect does not find {weight.name} ({weight.format})"
+                right = stored.format.matches(weight.format) and dict(stored.keys) == expected
+                assert right, f"detect finds {weight.name} ({weight.format}) as {stored}"
 
     def test_its_files_can_be_read(self) -> None:
         for quantizer in self._all():
             weights = self._planned(quantizer)
-            metadata = dict(self.target.extras(weights).metadata)
-            placed = self.target.container.place(weights, metadata)
+            container = container_of(self.target)
+            metadata = dict(self.target.extras(ModelFacts(), weights).metadata)
+            placed = container.place(weights, metadata)
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / f"file{self.target.container.suffix}"
+                path = Path(folder) / f"file{container.suffix}"
                 with open(path, "wb") as file:
                     file.write(placed.header)
                     file.truncate(placed.size)
-                tensors, read = self.target.container.read(str(path))
+                tensors, read = container.read(str(path))
             expected = {out.key: (out.spec, placed.offsets[out.key]) for weight in weights for out in weight.outputs}
             assert dict(tensors) == expected, f"{quantizer.format}: the container reads other tensors than it placed"
             assert metadata.items() <= read.items(), f"{quantizer.format}: metadata does not come back"
@@ -215,7 +229,8 @@ class TargetConformance(OneThread):
         samples = list(self._samples())
 
         def encode(number: int) -> Parts:
-            return copies(self.target.encode(samples[number][1].format, samples[number][2]))
+            _, quantizer, parts, shape = samples[number]
+            return copies(self.target.encode(self._context(quantizer, shape), parts))
 
         expected = [encode(number) for number in range(len(samples))]
         with ThreadPoolExecutor(4) as pool:
@@ -224,7 +239,7 @@ class TargetConformance(OneThread):
                 assert not found, f"{samples[number][0]} in four threads at once: {found}; keep nothing between calls"
 
     def _all(self) -> tuple[Quantizer, ...]:
-        return (*self.quantizers, Keep())
+        return (*self.quantizers, Passthrough())
 
     def _samples(self) -> Iterator[tuple[str, Quantizer, Mapping[str, Tensor], tuple[int, int]]]:
         for quantizer in self._all():
@@ -233,10 +248,11 @@ class TargetConformance(OneThread):
                 parts = quantizer.quantize(weight, **given(quantizer, weight, INFO))
                 yield f"{quantizer.format} {list(shape)}", quantizer, parts, shape
 
-    def _trial(self, quantizer: Quantizer, shape: tuple[int, ...]) -> Outcome:
-        inputs = {name: spec_of(tensor) for name, tensor in quantizer.inputs(INFO).items()}
-        piece = Piece(TensorSpec("BF16", shape), True)
-        return Trials(BareModel(), self.target).run(quantizer, {"weight": piece}, inputs)
+    def _trial(self, quantizer: Quantizer, shape: tuple[int, ...]) -> OutputSchema:
+        return schema_of(quantizer, self.target, INFO, TensorSpec("BF16", shape))
+
+    def _context(self, quantizer: Quantizer, shape: tuple[int, ...]) -> WeightContext:
+        return context_of(quantizer, INFO, TensorSpec("BF16", shape))
 
     def _planned(self, quantizer: Quantizer) -> list[PlannedWeight]:
         """Two blocks whose linear weights are quantized, their biases, and a norm."""
@@ -249,12 +265,13 @@ class TargetConformance(OneThread):
         infos.append(WeightInfo("head.norm.weight", {}, "norm"))
         planned = []
         for info in infos:
-            scheme = quantizer if info.kind == "linear" else Keep()
+            scheme = quantizer if info.kind == "linear" else Passthrough()
             shape = self.shapes[-1] if info.kind == "linear" else self.shapes[-1][:1]
-            outcome = self._trial(scheme, shape)
+            schema = self._trial(scheme, shape)
+            context = WeightContext(info, info.name, schema.spec, scheme.format)
             outputs = tuple(
-                OutputTensor(self.target.key(info.name, role), role, spec, tile)
-                for role, (spec, tile) in outcome.outputs.items()
+                OutputTensor(self.target.key(context, role), role, spec, nbytes)
+                for role, (spec, nbytes) in schema.outputs.items()
             )
-            planned.append(PlannedWeight(info, info.name, outcome.spec, scheme.format, outputs))
+            planned.append(PlannedWeight(info, info.name, schema.spec, scheme.format, outputs))
         return planned

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from converter_core.safetensors_file import SAFETENSORS
-from converter_core.sample import write_headers_only
-from converter_core.specs import OutputTensor, PlannedWeight, Source, WeightInfo
-from converter_core.tensors import raw, torch_dtype
+from converter_core.api.tensors import raw, torch_dtype
+from converter_core.api.values import OutputTensor, PlannedWeight, TensorRef, WeightInfo
+from converter_core.checkpoint.synthetic import write_headers_only
+from converter_core.containers.safetensors import SAFETENSORS
 from converter_plugins.models.wan_dit import VARIANTS
 
 POOL = 8 << 20
@@ -22,7 +22,9 @@ def build(folder: Path, blocks: int, dtype: str = "BF16") -> int:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = replace(VARIANTS["I2V-14B"], num_layers=blocks).inventory(dtype)
     weights = [
-        PlannedWeight(WeightInfo(key, {"weight": Source(key)}), key, spec, "none", (OutputTensor(key, "weight", spec),))
+        PlannedWeight(
+            WeightInfo(key, {"weight": TensorRef(key)}), key, spec, "none", (OutputTensor(key, "weight", spec),)
+        )
         for key, spec in tensors.items()
     ]
     placed = SAFETENSORS.place(weights, {"format": "pt"})

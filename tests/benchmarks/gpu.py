@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from converter_core import convert
-from converter_core.interfaces import Quantizer
-from converter_core.tensors import raw
+from converter_core.api.interfaces import Quantizer
+from converter_core.api.tensors import raw
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
@@ -71,7 +71,7 @@ def samples(dtype: torch.dtype, rows: int) -> torch.Tensor:
 
 
 def quantized(quantizer: Quantizer, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    return dict(quantizer.quantize(weight, **quantizer.statistic(weight)))
+    return dict(quantizer.quantize(weight, **quantizer.observe(weight)))
 
 
 def differences(device: torch.device) -> list[str]:

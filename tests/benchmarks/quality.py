@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from converter_core.interfaces import Quantizer
+from converter_core.api.interfaces import Quantizer
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
@@ -99,7 +99,7 @@ def linear_weights(path: str) -> Iterator[tuple[str, Tensor]]:
 
 def squared_error(quantizer: Quantizer, weight: Tensor) -> tuple[float, float]:
     """(squared error over squared weight, best seconds per element of a slab)"""
-    statistic = dict(quantizer.statistic(weight))
+    statistic = dict(quantizer.observe(weight))
     error = norm = 0.0
     fastest = math.inf
     for rows in weight.split(SLAB):  # type: ignore[no-untyped-call]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,8 @@ import yaml
 from converter_core.cli import run
 from converter_core.cli.describe import options, remarks, summary
 from converter_core.cli.template import recipe as template
-from converter_core.recipe import load_recipe
-from converter_core.recipe_yaml import parse_yaml
+from converter_core.recipe.load import load_recipe
+from converter_core.recipe.yaml_file import parse_yaml
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.nvfp4 import Nvfp4
 
@@ -121,6 +123,15 @@ def test_a_page_that_cannot_be_drawn_is_refused_before_the_work(kept, tmp_path, 
     assert "install" in capsys.readouterr().err
 
 
+def test_verify_without_a_manifest_says_structure_only_and_exits_with_3(kept, tmp_path, capsys):
+    copied = tmp_path / "copied"
+    shutil.copytree(kept / "output_int8", copied)
+    for manifest in copied.glob("*.manifest.json"):
+        manifest.unlink()
+    assert run(["verify", str(copied)]) == 3
+    assert re.search(r"^result +structure only$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_verify_names_a_flipped_bit_and_exits_with_1(kept, tmp_path, capsys):
     import shutil
 
@@ -131,7 +142,7 @@ def test_verify_names_a_flipped_bit_and_exits_with_1(kept, tmp_path, capsys):
     file.write_bytes(content)
     assert run(["verify", str(tmp_path / "out")]) == 1
     out, err = capsys.readouterr()
-    assert "1 problems" in out
+    assert "1 problem\n" in out
     assert err.startswith("error: block_1.safetensors: ")
     assert run(["verify", str(tmp_path / "out"), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["ok"] is False
@@ -193,8 +204,9 @@ EXAMPLES = {
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_recipes_are_what_init_writes(name, tmp_path, registry):
     scheme, device = EXAMPLES[name]
-    assert run(["init", "--scheme", scheme, "--device", device, str(tmp_path / name)]) == 0
-    hint = f"model-converter init --scheme {scheme} --device {device} examples/configs/{name}"
+    words = ["--scheme", scheme, "--device", device, "--source", "/path/to/Wan2.1-I2V-14B-480P"]
+    assert run(["init", *words, str(tmp_path / name)]) == 0
+    hint = f"model-converter init {' '.join(words)} examples/configs/{name}"
     assert (CONFIGS / name).read_text() == (tmp_path / name).read_text(), f"write it again: {hint}"
     recipe = load_recipe(CONFIGS / name, registry=registry)
     assert (recipe.quantization.method, recipe.performance.device) == (scheme, device)
@@ -209,7 +221,7 @@ def test_every_example_recipe_is_one(registry):
 
 @pytest.mark.parametrize("cls", [Int8, Nvfp4])
 def test_what_is_commented_out_is_valid_and_changes_nothing(cls, registry):
-    text = template(cls)
+    text = template(cls, registry)
     known = {"format", "name", "copy_metadata", "overwrite", "chunk_size", "dtype", "parallel", "num_workers"}
     known |= {"max_memory", *(option["name"] for option in options(cls))} - {"name", "chunk_size", "activation_absmax"}
     lines = []
@@ -238,7 +250,7 @@ def test_init_writes_to_stdout_or_to_a_new_file(tmp_path, capsys):
     assert run(["init", str(tmp_path / "none" / "wan.yaml")]) == 1
 
 
-def test_a_recipe_for_a_scheme_from_outside_is_for_the_plain_target(tmp_path):
+def test_a_recipe_for_a_scheme_from_outside_is_for_the_plain_target(registry):
     @dataclass(frozen=True)
     class Ternary(Int8):
         """Three values.
@@ -249,7 +261,7 @@ def test_a_recipe_for_a_scheme_from_outside_is_for_the_plain_target(tmp_path):
         name: ClassVar[str] = "ternary"
         threshold: float = 0.7
 
-    text = template(Ternary)
+    text = template(Ternary, registry)
     found = yaml.safe_load(text)
     assert found["quantization"]["method"] == found["target"]["precision"] == "ternary"
     assert found["target"]["format"] == "plain"

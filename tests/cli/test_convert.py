@@ -176,7 +176,7 @@ def test_all_that_is_wrong_is_told_at_once_without_a_traceback(tmp_path, capsys)
     assert out == ""
     assert err.splitlines() == [
         f"error: {tmp_path}/bad.yaml:2: source.pth: unknown key 'pth'; did you mean 'path'? "
-        "(known: format, path, type)",
+        "(known: format, options, path, type)",
         f"error: {tmp_path}/bad.yaml:5: output.overwrite: must be true or false, not 'no way'",
     ]
 
@@ -192,18 +192,19 @@ def test_a_signal_stops_it_in_good_order_and_the_same_command_resumes(
     assert run(undisturbed) == 0
 
     @contextmanager
-    def strike(quiet):
+    def strike(quiet, log):
         yield lambda event: os.kill(os.getpid(), number) if 0 < event.done < event.total else None
 
     before = signal.getsignal(signal.SIGTERM)
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(command, "progress", strike)
-        patch.setattr("converter_core.team.POLL", 0.001)
+        patch.setattr("converter_core.engine.worker_pool.POLL", 0.001)
         assert run(line) == code
     out, err = capsys.readouterr()
-    assert out == ""
-    assert err == f"{word}; what is finished is kept: the same command again goes on from there\n"
+    stopped = json.loads(out)
+    assert (stopped["error"]["kind"], stopped["exit_code"]) == (word.capitalize(), code)
+    assert err == f"{word}; finished weights are kept, and the same command resumes\n"
     assert signal.getsignal(signal.SIGTERM) == before
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".wan.partial"]
     assert run(line) == 0
@@ -220,7 +221,7 @@ def test_no_resume_starts_anew(recipe, capsys, monkeypatch):
         seen["resume"] = resume
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("converter_core.conversion.convert", record)
+    monkeypatch.setattr("converter_core.engine.convert.convert", record)
     assert run(["--config", str(recipe), "--no-resume"]) == 130
     assert seen == {"resume": False}
     assert run(["--config", str(recipe)]) == 130
@@ -237,7 +238,7 @@ def test_a_bug_shows_its_traceback(recipe, monkeypatch):
     def broken(*arguments, **keywords):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("converter_core.conversion.convert", broken)
+    monkeypatch.setattr("converter_core.engine.convert.convert", broken)
     with pytest.raises(ZeroDivisionError):
         run(["--config", str(recipe)])
 
@@ -248,3 +249,60 @@ def test_config_with_a_scheme_from_a_flag_and_a_layout_from_set(recipe, tmp_path
     assert run(line) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"mxfp4": 36, "none": 83}
     assert (tmp_path / "out" / "block_0.safetensors").exists() == (layout == "by_block")
+
+
+def test_the_summary_is_short_and_verbose_prints_the_table(recipe, tmp_path, capsys):
+    assert run([str(recipe)]) == 0
+    out, err = capsys.readouterr()
+    assert 3 <= len(out.splitlines()) <= 5
+    assert "36 weights to int8, 83 copied" in out
+    first, *_, last = err.splitlines()
+    assert " converting /" in first
+    assert first.endswith(f" to {tmp_path}/out")
+    assert "[wan] done: 1 file" in last
+    assert run([str(recipe), "--set", f"output.path={tmp_path}/again", "--verbose"]) == 0
+    assert "self_attn" in capsys.readouterr().out
+
+
+def test_quiet_prints_nothing(recipe, capsys):
+    assert run([str(recipe), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_errors_are_json_on_stdout_too(tmp_path, capsys):
+    assert run(["--config", str(tmp_path / "none.yaml"), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ")
+    found = json.loads(out)
+    assert found["error"]["kind"] == "RecipeError"
+    assert "none.yaml" in found["error"]["problems"][0]
+    assert found["exit_code"] == 1
+    assert run(["convert", "-s", "a", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["kind"] == "UsageError"
+
+
+def test_several_recipes_are_done_though_one_fails(recipe, tmp_path, capsys):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("source: {path: none}\noutput: {path: out}\n")
+    second = tmp_path / "second.yaml"
+    second.write_text(recipe.read_text().replace(f"{tmp_path}/out", f"{tmp_path}/out_2"))
+    assert run(["convert", str(bad), str(recipe), str(second)]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["failed", "done", "done"]
+    assert f"error: {bad}: " in err
+    assert (tmp_path / "out_2" / "wan.safetensors").exists()
+    assert run([str(bad), str(recipe), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [done["exit_code"] for done in found["conversions"]] == [1, 0]
+
+
+def test_the_first_line_is_printed_before_torch_is_imported(recipe):
+    code = (
+        "import sys\nfrom converter_core.cli import log, run\n"
+        "log.message = lambda text: print(text, 'torch' in sys.modules)\n"
+        "run(sys.argv[1:])"
+    )
+    found = subprocess.run([sys.executable, "-c", code, str(recipe)], capture_output=True, text=True, timeout=120)
+    first = found.stdout.splitlines()[0]
+    assert "converting" in first
+    assert first.endswith("False")

@@ -9,9 +9,11 @@ import pytest
 
 from converter_core.cli import convert as command
 from converter_core.cli import run
-from converter_core.cli.flags import Asked
-from converter_core.cli.legacy import INSTEAD
-from converter_core.recipe import load_recipe
+from converter_core.cli.asked import Asked
+from converter_core.plugins.registry import load_plugins
+from converter_plugins.targets.lightx2v import LightX2V
+
+INSTEAD = LightX2V.replaced_flags
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
         return {}
 
     monkeypatch.setattr(command, "run", record)
-    monkeypatch.setattr(command, "show_result", lambda result: None)
+    monkeypatch.setattr(command, "show_result", lambda result, verbose: None)
 
     def parse(line: str) -> Asked:
         assert run(shlex.split(line)) == 0
@@ -45,7 +47,6 @@ MEANT = {
     "source.type": "wan_dit",
     "quantization.method": "int8",
     "target.precision": "int8",
-    "target.layout": "by_block",
     "target.chunk_size": None,
     "output.copy_metadata": True,
     "target.dtype": "bfloat16",
@@ -75,13 +76,13 @@ def test_every_flag_in_every_spelling(asked, line):
 
 def test_a_recipe_by_flags_is_a_recipe(asked, registry):
     found = asked(FULL.replace("cuda:1", "cpu"))
-    recipe = load_recipe(found.source, found.overrides, registry, labels=found.labels)
+    recipe = found.load(registry)
     assert recipe.as_dict() == {
         "source": {"path": "models/wan/", "type": "wan_dit"},
         "quantization": {"method": "int8"},
         "output": {"path": "out", "name": "wan2.1_i2v_480p_int8", "copy_metadata": True, "overwrite": False},
         "target": {"precision": "int8", "layout": "by_block", "dtype": "bfloat16"},
-        "performance": {"parallel": False, "device": "cpu"},
+        "performance": {"parallel": False, "device": "cpu", "executor": "threads"},
     }
     assert recipe.where("performance.device") == "--device: performance.device"
 
@@ -98,9 +99,10 @@ def test_a_recipe_by_flags_is_a_recipe(asked, registry):
     ],
 )
 def test_layouts(asked, flags, layout, chunk_size):
-    overrides = asked(f"-s a -o b {flags}").overrides
-    assert overrides.get("target.layout") == layout
-    assert overrides.get("target.chunk_size") == chunk_size
+    found = asked(f"-s a -o b {flags}")
+    target = found.load(load_plugins()).target
+    assert target.layout == layout
+    assert target.chunk_size == chunk_size
 
 
 def test_without_a_scheme_nothing_is_quantized(asked):
@@ -147,7 +149,7 @@ def test_set_may_give_what_flags_do_not(asked):
     ("line", "words"),
     [
         ("-s a -o b --linear_type int8", ["--linear-type int8", "add --quantized"]),
-        ("-s a -o b --quantized", ["add --linear-type int8"]),
+        ("-s a -o b --quantized", ["add --linear-type SCHEME", "fp8, int8"]),
         ("-s a -o b --single_file --save_by_block", ["exclude each other"]),
         ("-s a -o b --single_file -c 100", ["exclude each other"]),
         ("-s a -o b -b --chunk-size 4GiB", ["exclude each other"]),
@@ -158,7 +160,14 @@ def test_set_may_give_what_flags_do_not(asked):
         ("-s a -o b --set target.layout", ["key=value"]),
         ("-s a -o b --set =3", ["key=value"]),
         ("-s a -o b --no-such-flag", ["--no-such-flag"]),
-        ("-s a -o b stray", ["stray"]),
+        ("-s a -o b stray", ["stray", "not a recipe"]),
+        ("a.yaml b.yaml -o c", ["--output cannot apply to 2 recipes"]),
+        ("-s a -o b --workers 4", ["--set performance.num_workers=4"]),
+        ("-s a -o b --num_workers 4", ["--set performance.num_workers=4"]),
+        ("-s a -o b --layout x", ["--set target.layout=VALUE"]),
+        ("-s a -o b --method x", ["--set quantization.method=VALUE"]),
+        ("-s a -o b --target_modules ffn", ["--set quantization.options.target_modules="]),
+        ("-s a -o b --scale-rule mse", ["--set quantization.options.scale_rule=VALUE", "nvfp4"]),
         ("convrt --config a.yaml", ["convrt"]),
         ("plan --config a.yaml --dry-run", ["--dry-run"]),
     ],

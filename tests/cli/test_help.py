@@ -14,7 +14,7 @@ CHECK = """
 import sys
 from converter_core.cli import run
 code = run(sys.argv[1:])
-heavy = {"torch", "numpy", "yaml", "converter_core.conversion", "converter_core.registry"} & set(sys.modules)
+heavy = {"torch", "numpy", "yaml", "converter_core.engine", "converter_core.plugins"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else code)
 """
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from converter_core.conversion import convert
-from converter_core.registry import Registry, load_plugins
+from converter_core.engine.convert import convert
+from converter_core.plugins.registry import Registry, load_plugins
 
 STEPS = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir"})
 """Audit events that change which names there are; ``open`` with O_CREAT is another."""

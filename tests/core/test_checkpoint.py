@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from converter_core.checkpoint import open_checkpoint
+from converter_core.api.tensors import dtype_name
+from converter_core.api.values import TensorSpec
+from converter_core.checkpoint.files import open_checkpoint
 from converter_core.errors import CheckpointError
-from converter_core.specs import TensorSpec
-from converter_core.tensors import dtype_name
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
@@ -112,7 +112,7 @@ def test_what_is_known_of_the_files(tmp_path):
         assert list(checkpoint.tensors) == ["c", "a", "b"]
         assert checkpoint.metadata == {"who": "one", "only": "here"}
         assert checkpoint.root == checkpoint.path == tmp_path
-        assert (checkpoint.format, checkpoint.indexed, checkpoint.left_out) == ("safetensors", False, ())
+        assert (checkpoint.format, checkpoint.indexed, checkpoint.skipped) == ("safetensors", False, ())
         for file, name in zip(checkpoint.files, ["1.safetensors", "2.safetensors"], strict=True):
             status = (tmp_path / name).stat()
             assert (file.name, file.path) == (name, str(tmp_path / name))
@@ -159,11 +159,11 @@ def test_a_folder_goes_by_its_index(tmp_path):
     write_index(
         tmp_path, **{"blocks.1.w": "m-2.safetensors", "blocks.0.w": "m-1.safetensors", "other": "m-2.safetensors"}
     )
-    with open_checkpoint(tmp_path, knows=lambda key: False) as checkpoint:
+    with open_checkpoint(tmp_path, owns_key=lambda key: False) as checkpoint:
         assert checkpoint.indexed
         assert [file.name for file in checkpoint.files] == ["m-1.safetensors", "m-2.safetensors"]
         assert checkpoint.tensors["blocks.0.w"].shape == (3,)
-        assert checkpoint.left_out == ("stale.safetensors", "vae.pth")
+        assert checkpoint.skipped == ("stale.safetensors", "vae.pth")
     with open_checkpoint(tmp_path / INDEX) as checkpoint:
         assert set(checkpoint.tensors) == {"blocks.0.w", "blocks.1.w", "other"}
 
@@ -191,9 +191,9 @@ def test_a_folder_without_an_index_takes_what_is_known(tmp_path):
     (tmp_path / ".wan.partial").mkdir()
     (tmp_path / ".wan.partial" / "x.safetensors").write_bytes(b"unfinished")
     (tmp_path / "config.json").write_text("{}")
-    with open_checkpoint(tmp_path, knows=dit) as checkpoint:
+    with open_checkpoint(tmp_path, owns_key=dit) as checkpoint:
         assert set(checkpoint.tensors) == {"blocks.0.w", "odd", "blocks.1.w"}
-        assert checkpoint.left_out == ("models_t5.pth", "t5.safetensors")
+        assert checkpoint.skipped == ("models_t5.pth", "t5.safetensors")
         assert not checkpoint.indexed
 
 
@@ -201,23 +201,23 @@ def test_a_tensor_in_two_files(tmp_path):
     many = {f"blocks.{number}.w": numbers(2) for number in range(6)}
     save_file(many, tmp_path / "fp16.safetensors")
     save_file(many | {"blocks.9.w": numbers(1)}, tmp_path / "fp32.safetensors")
-    said = refused(tmp_path, knows=dit)
+    said = refused(tmp_path, owns_key=dit)
     assert "fp16.safetensors and fp32.safetensors both have 'blocks.0.w', 'blocks.1.w', 'blocks.2.w' and 3 more" in said
 
 
 def test_the_only_pth(tmp_path):
     torch.save({"blocks.0.w": numbers(3)}, tmp_path / "dit.pth")
     save_file({"encoder.w": numbers(3)}, tmp_path / "t5.safetensors")
-    with open_checkpoint(tmp_path, knows=dit) as checkpoint:
+    with open_checkpoint(tmp_path, owns_key=dit) as checkpoint:
         assert (checkpoint.format, list(checkpoint.tensors)) == ("pytorch", ["blocks.0.w"])
-        assert checkpoint.left_out == ("t5.safetensors",)
+        assert checkpoint.skipped == ("t5.safetensors",)
 
 
 def test_pth_beside_other_pth_must_be_named(tmp_path):
     torch.save({"blocks.0.w": numbers(3)}, tmp_path / "dit.pth")
     torch.save({"decoder.w": numbers(3)}, tmp_path / "vae.pt")
-    assert "several .pth or .pt files; name one as the path: 'dit.pth', 'vae.pt'" in refused(tmp_path, knows=dit)
-    with open_checkpoint(tmp_path / "dit.pth", knows=dit) as checkpoint:
+    assert "several .pth or .pt files; name one as the path: 'dit.pth', 'vae.pt'" in refused(tmp_path, owns_key=dit)
+    with open_checkpoint(tmp_path / "dit.pth", owns_key=dit) as checkpoint:
         assert checkpoint.root == tmp_path
         assert list(checkpoint.tensors) == ["blocks.0.w"]
 
@@ -226,7 +226,7 @@ def test_a_format_that_is_asked_for(tmp_path):
     save_file({"a": numbers(3)}, tmp_path / "x.safetensors")
     torch.save({"b": numbers(3)}, tmp_path / "x.pth")
     with open_checkpoint(tmp_path, format="pytorch") as checkpoint:
-        assert (list(checkpoint.tensors), checkpoint.left_out) == (["b"], ("x.safetensors",))
+        assert (list(checkpoint.tensors), checkpoint.skipped) == (["b"], ("x.safetensors",))
     with open_checkpoint(tmp_path, format="safetensors") as checkpoint:
         assert list(checkpoint.tensors) == ["a"]
     (tmp_path / "x.safetensors").rename(tmp_path / "x.bin")
@@ -240,7 +240,7 @@ def test_a_format_that_is_asked_for(tmp_path):
 def test_nothing_that_is_known(tmp_path):
     save_file({"encoder.w": numbers(3)}, tmp_path / "t5.safetensors")
     torch.save({"decoder.w": numbers(3)}, tmp_path / "vae.pth")
-    said = refused(tmp_path, knows=dit)
+    said = refused(tmp_path, owns_key=dit)
     assert "no file in it has a tensor with a name that is known; looked into 't5.safetensors', 'vae.pth'" in said
 
 
@@ -392,7 +392,7 @@ def test_closing_gives_the_files_back(tmp_path):
     save_file({"a": numbers(5)}, tmp_path / "1.safetensors")
     save_file({"encoder": numbers(5)}, tmp_path / "2.safetensors")
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    with open_checkpoint(tmp_path, knows=lambda key: key == "a") as checkpoint:
+    with open_checkpoint(tmp_path, owns_key=lambda key: key == "a") as checkpoint:
         assert len(os.listdir("/proc/self/fd")) == before + 1  # noqa: PTH208
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     with pytest.raises(ValueError, match="closed"):
@@ -405,7 +405,7 @@ def test_closing_gives_the_files_back(tmp_path):
 def test_safetensors_are_opened_without_torch(tmp_path):
     save_file({"a": numbers(5)}, tmp_path / "1.safetensors")
     code = (
-        "import sys; from converter_core.checkpoint import open_checkpoint; "
+        "import sys; from converter_core.checkpoint.files import open_checkpoint; "
         f"print(open_checkpoint({str(tmp_path)!r}).tensors['a'], 'torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -23,12 +23,14 @@ from converter_core import (
     PlannedWeight,
     Quantizer,
     Refused,
-    Source,
     Stored,
     Target,
+    TensorRef,
     TensorSpec,
     WeightInfo,
 )
+from converter_core.api.contexts import ModelFacts, SourceTensors, WeightContext
+from converter_core.api.formats import QuantFormat
 from converter_core.testing import (
     DeviceConformance,
     LayoutWriterConformance,
@@ -64,7 +66,7 @@ def check_planted(kit: type, test: str, words: str, **attributes: Any) -> None:
 @dataclass(frozen=True)
 class Sound(Quantizer):
     name: ClassVar[str] = "sound"
-    row_tile: ClassVar[int | None] = 1
+    row_block: ClassVar[int | None] = 1
     top: int = 127
 
     def quantize(self, weight: Tensor, /, *args: Any, **given: Any) -> Parts:
@@ -83,7 +85,7 @@ class Sound(Quantizer):
     def dequantize(self, parts: Parts, /) -> Tensor:
         return parts["weight"].float() * parts["scale"]
 
-    def step(self, parts: Parts, /) -> Tensor | None:
+    def quantization_step(self, parts: Parts, /) -> Tensor | None:
         return parts["scale"].expand(parts["weight"].shape)
 
 
@@ -91,7 +93,7 @@ class Sound(Quantizer):
 class SoundInTwoPasses(Sound):
     name: ClassVar[str] = "two_passes"
 
-    def statistic(self, rows: Tensor, /) -> Parts:
+    def observe(self, rows: Tensor, /) -> Parts:
         self.check(rows)
         return {"reach": rows.abs().amax().float()}
 
@@ -104,7 +106,7 @@ class SoundInTwoPasses(Sound):
 class SoundOnWholeWeights(Sound):
     """What an author writes who knows nothing of slabs."""
 
-    row_tile: ClassVar[int | None] = None
+    row_block: ClassVar[int | None] = None
 
     def scale(self, weight: Tensor) -> Tensor:
         return super().scale(weight).amax()
@@ -164,7 +166,7 @@ class LosesADimension(Sound):
 
 
 class StepsOfRows(Sound):
-    def step(self, parts: Parts, /) -> Tensor | None:
+    def quantization_step(self, parts: Parts, /) -> Tensor | None:
         return parts["scale"]
 
 
@@ -207,7 +209,7 @@ class ZeroHasNoCode(Sound):
 
 
 class PromisesTooMuch(Sound):
-    def step(self, parts: Parts, /) -> Tensor | None:
+    def quantization_step(self, parts: Parts, /) -> Tensor | None:
         return parts["scale"].expand(parts["weight"].shape) / 100
 
 
@@ -215,7 +217,7 @@ class LosesEverything(Sound):
     def dequantize(self, parts: Parts, /) -> Tensor:
         return -3 * super().dequantize(parts)
 
-    def step(self, parts: Parts, /) -> Tensor | None:
+    def quantization_step(self, parts: Parts, /) -> Tensor | None:
         return None
 
 
@@ -241,7 +243,7 @@ class MixesRows(Sound):
 
 
 class AddsUp(SoundInTwoPasses):
-    def statistic(self, rows: Tensor, /) -> Parts:
+    def observe(self, rows: Tensor, /) -> Parts:
         return {"reach": rows.float().abs().sum()}
 
 
@@ -290,7 +292,11 @@ QUANTIZER_FAULTS = [
     (LosesADimension(), "test_zero_rows", r"dequantize gives \[896\] of \[7, 128\]"),
     (LosesADimension(), "test_the_trial_run_is_the_result", r"must give float32 \[1, 128\] here, not float32"),
     (StepsOfRows(), "test_one_outlier", r"step gives \[7, 1\] of \[7, 128\]"),
-    (StepsOfRows(), "test_the_trial_run_is_the_result", r"step must give the weight's shape, \[1, 128\] here, not"),
+    (
+        StepsOfRows(),
+        "test_the_trial_run_is_the_result",
+        r"must give the weight's shape, \[1, 128\] here, not",
+    ),
     (WiderScaleForLargeValues(), "test_the_trial_run_is_the_result", "one outlier: became .*F64"),
     (RefusesLargeValues(), "test_what_quantize_refuses_the_plan_refuses", "has an outlier, but the plan takes it"),
     (RefusesZeros(), "test_what_quantize_refuses_the_plan_refuses", "but the plan refuses it: has nothing but zeros"),
@@ -303,7 +309,7 @@ QUANTIZER_FAULTS = [
     (OverflowsInHalf(), "test_one_outlier", "infinity; something overflows"),
     (TrustsStrides(), "test_non_contiguous_input", "transposed: weight"),
     (ComesBackInHalf(), "test_dtypes", "must give float32"),
-    (MixesRows(), "test_row_tile_is_true_for_every_slab_height", "slabs of 1 rows; row_tile is not true"),
+    (MixesRows(), "test_row_tile_is_true_for_every_slab_height", "row_block=1 is wrong"),
     (AddsUp(), "test_the_statistic_of_slabs_is_that_of_the_whole", "combined by maximum"),
     (LooksAround(), "test_parts_of_rows_stand_for_these_rows", "come back otherwise"),
     (Thawed(), "test_it_is_a_plugin", "frozen=True"),
@@ -338,108 +344,113 @@ def test_every_test_for_quantizers_has_caught_something() -> None:
 
 class SoundTarget(Target):
     name = "sound"
-    row_tile = 2
+    row_block = 2
 
-    def key(self, name: str, role: str) -> str:
-        return f"{name}/{role}"
+    def key(self, context: WeightContext, role: str, /) -> str:
+        return f"{context.name}/{role}"
 
-    def encode(self, format: str, parts: Parts, /) -> Parts:
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         return {role: part.flip(-1).contiguous() if part.dim() == 2 else part for role, part in parts.items()}
 
-    def decode(self, format: str, stored: Parts, /) -> Parts:
-        return self.encode(format, stored)
+    def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
+        return self.encode(context, stored)
 
-    def extras(self, weights: Sequence[PlannedWeight], /) -> Extras:
+    def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
         return Extras({"kind": "sound"}, {"sound.json": b"{}"}, {"sound": torch.ones(1)})
 
-    def scan(self, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], /) -> Mapping[str, Stored]:
+    def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
         names = [key.removesuffix("/scale") for key in tensors if key.endswith("/scale")]
-        return {name: Stored("sound", {role: f"{name}/{role}" for role in ("weight", "scale")}) for name in names}
+        return {
+            name: Stored(QuantFormat("sound", "sound"), {role: f"{name}/{role}" for role in ("weight", "scale")})
+            for name in names
+        }
 
 
 class OneKeyForAll(SoundTarget):
-    def key(self, name: str, role: str) -> str:
-        return name.rpartition(".")[0]
+    def key(self, context: WeightContext, role: str, /) -> str:
+        return context.name.rpartition(".")[0]
 
 
 class ForgetsToTurnBack(SoundTarget):
-    def decode(self, format: str, stored: Parts, /) -> Parts:
+    def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         return stored
 
 
 class WritesIntoParts(SoundTarget):
-    def encode(self, format: str, parts: Parts, /) -> Parts:
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         return {role: part.neg_() for role, part in parts.items()}
 
 
 class TurnsRows(SoundTarget):
-    def encode(self, format: str, parts: Parts, /) -> Parts:
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         return {role: part.flip(0) for role, part in parts.items()}
 
 
 class CallsBytesFloats(SoundTarget):
-    def stored_dtype(self, format: str, role: str, dtype: str) -> str:
-        return "F32" if role == "weight" else dtype
+    def stored_spec(self, context: WeightContext, role: str, spec: TensorSpec, /) -> TensorSpec:
+        return TensorSpec("F32", spec.shape) if role == "weight" else spec
 
 
 class BreaksOnNews(SoundTarget):
-    def encode(self, format: str, parts: Parts, /) -> Parts:
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         if set(parts) - {"weight", "scale"}:
             return {"weight": parts["weight"]}
-        return super().encode(format, parts)
+        return super().encode(context, parts)
 
 
 class WritesTextBeside(SoundTarget):
-    def extras(self, weights: Sequence[PlannedWeight], /) -> Extras:
+    def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
         return Extras({}, {"sound.json": "{}"})  # type: ignore[dict-item]
 
 
 class WritesElsewhere(SoundTarget):
-    def extras(self, weights: Sequence[PlannedWeight], /) -> Extras:
+    def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
         return Extras({}, {"../sound.json": b"{}"})
 
 
 class RefusesItself(SoundTarget):
-    def refuse(self, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
+    def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
         return ["no"]
 
 
 class FindsTheWrongFormat(SoundTarget):
-    def scan(self, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], /) -> Mapping[str, Stored]:
-        return {name: Stored("int4", stored.keys) for name, stored in super().scan(tensors, metadata).items()}
+    def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
+        return {
+            name: Stored(QuantFormat("int4", "int4"), stored.keys) for name, stored in super().detect(tensors).items()
+        }
 
 
 class LoadsInfinity(SoundTarget):
-    def as_loaded(self, stored: Parts, /) -> Parts:
+    def simulate_load(self, context: WeightContext, stored: Parts, /) -> Parts:
         return {role: part * torch.inf if role == "scale" else part for role, part in stored.items()}
 
 
 class GrowsWithData(SoundTarget):
-    def encode(self, format: str, parts: Parts, /) -> Parts:
-        stored = dict(super().encode(format, parts))
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
+        stored = dict(super().encode(context, parts))
         return {**stored, "note": torch.ones(1)} if stored["weight"].any() else stored
 
 
 class CountsCalls(SoundTarget):
     calls: ClassVar[list[int]] = []
 
-    def encode(self, format: str, parts: Parts, /) -> Parts:
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         self.calls.append(1)
-        return {**super().encode(format, parts), "count": torch.tensor(len(self.calls))}
+        return {**super().encode(context, parts), "count": torch.tensor(len(self.calls))}
 
 
 class LooksAtNumbers(SoundTarget):
-    def encode(self, format: str, parts: Parts, /) -> Parts:
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         if parts["weight"].float().sum().item() == 1.5:
             return parts
-        return super().encode(format, parts)
+        return super().encode(context, parts)
 
 
 TARGET_FAULTS = [
     (OneKeyForAll(), "test_keys_are_unique", "'blocks.0.ffn.0' is weight of .* and scale of"),
     (ForgetsToTurnBack(), "test_decode_undoes_encode", "weight: same dtype and shape, other bytes"),
     (WritesIntoParts(), "test_the_input_is_not_modified", "encode changes its input"),
-    (TurnsRows(), "test_row_tile_is_true_for_every_slab_height", "row_tile is not true"),
+    (TurnsRows(), "test_row_tile_is_true_for_every_slab_height", "row_block is not true"),
     (CallsBytesFloats(), "test_the_trial_run_is_the_result", "of another size"),
     (GrowsWithData(), "test_the_trial_run_is_the_result", "planned from zeros"),
     (BreaksOnNews(), "test_a_format_it_has_never_heard_of", "taken, but not given back"),
@@ -545,11 +556,11 @@ class SoundModel(ModelAdapter):
     name = "toy"
     modules = ("ffn",)
 
-    def knows(self, key: str) -> bool:
+    def owns_key(self, key: str) -> bool:
         return key.startswith("toy.")
 
     def recognise(self, tensors: Mapping[str, TensorSpec]) -> str | None:
-        return "toy" if any(map(self.knows, tensors)) else None
+        return "toy" if any(map(self.owns_key, tensors)) else None
 
     def problems(self, tensors: Mapping[str, TensorSpec]) -> Iterable[str]:
         for key, spec in TENSORS.items():
@@ -560,7 +571,7 @@ class SoundModel(ModelAdapter):
         for key in tensors:
             module = "ffn" if ".ffn." in key else ""
             yield WeightInfo(
-                key, {"weight": Source(key)}, "linear" if module else "norm", module, key[4:5] if module else ""
+                key, {"weight": TensorRef(key)}, "linear" if module else "norm", module, key[4:5] if module else ""
             )
 
 
@@ -576,7 +587,7 @@ class ForgetsNorms(SoundModel):
 
 class ClaimsTwice(SoundModel):
     def weights(self, tensors: Mapping[str, TensorSpec]) -> Iterable[WeightInfo]:
-        return [*super().weights(tensors), WeightInfo("again", {"weight": Source("toy.norm.weight")})]
+        return [*super().weights(tensors), WeightInfo("again", {"weight": TensorRef("toy.norm.weight")})]
 
 
 class SameNames(SoundModel):
@@ -605,12 +616,12 @@ class NormsAreLinear(SoundModel):
 
 
 class DropsBlocks(SoundModel):
-    def rename(self, name: str, dialect: str) -> str:
-        return name if dialect == "original" else name.replace("toy.1.", "toy.0.")
+    def rename(self, name: str, key_format: str) -> str:
+        return name if key_format == "original" else name.replace("toy.1.", "toy.0.")
 
 
 class MixesRowsInAssemble(SoundModel):
-    def assemble(self, sources: Parts) -> Tensor:
+    def assemble(self, context: WeightContext, sources: Parts) -> Tensor:
         return sources["weight"] - sources["weight"].float().mean(0).to(sources["weight"].dtype)
 
 
@@ -628,7 +639,7 @@ MODEL_FAULTS = [
     (OverlooksGaps(), "test_a_missing_tensor_is_told", "without toy.0.ffn.weight"),
     (OverlooksShapes(), "test_a_wrong_shape_is_told", "is no problem"),
     (NormsAreLinear(), "test_linear_weights_can_be_chosen", "toy.norm.weight is linear"),
-    (DropsBlocks(), "test_names_in_other_dialects_are_unique", "in other more than one"),
+    (DropsBlocks(), "test_names_in_other_key_formats_are_unique", "in other more than one"),
     (MixesRowsInAssemble(), "test_weights_are_assembled_slab_by_slab", "half of the rows"),
     (FactsWithTuples(), "test_facts_are_json", "describe gives"),
 ]
@@ -641,7 +652,7 @@ def test_a_sound_model_passes(test: str) -> None:
 
 @pytest.mark.parametrize(("model", "test", "words"), MODEL_FAULTS, ids=lambda value: type(value).__name__)
 def test_planted_in_models(model: ModelAdapter, test: str, words: str) -> None:
-    check_planted(ModelConformance, test, words, model=model, checkpoint=TENSORS, dialects=("original", "other"))
+    check_planted(ModelConformance, test, words, model=model, checkpoint=TENSORS, key_formats=("original", "other"))
 
 
 # --- devices
@@ -677,7 +688,7 @@ class SoundDevice(DeviceBackend):
         return 1 << 20
 
     @contextmanager
-    def lane(self, device: torch.device) -> Iterator[SoundLane]:
+    def stream(self, device: torch.device) -> Iterator[SoundLane]:
         yield self.kind()
 
 
@@ -704,7 +715,7 @@ class OneLaneForAll(SoundDevice):
     only_lock = threading.Lock()
 
     @contextmanager
-    def lane(self, device: torch.device) -> Iterator[SoundLane]:
+    def stream(self, device: torch.device) -> Iterator[SoundLane]:
         yield self.only
 
 
@@ -748,7 +759,7 @@ DEVICE_FAULTS = [
     (HasNoSlabs(), "test_sizes_are_positive", "slab_bytes of cpu is 0"),
     (SaysNothing(), "test_absence_is_told", "does not say why"),
     (SameDeviceTwice(), "test_devices_are_told_apart", "twice"),
-    (OneLaneForAll(), "test_threads_have_lanes_of_their_own", "four lanes at once"),
+    (OneLaneForAll(), "test_threads_have_lanes_of_their_own", "four streams at once"),
     (BufferTooLarge(), "test_buffers_are_host_memory", r"buffer\(1\)"),
     (LeavesViews(), "test_bytes_come_through", "contiguous"),
     (ReusesResults(), "test_results_outlive_the_next_slab", "writes over"),

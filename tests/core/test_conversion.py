@@ -20,17 +20,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from converter_core import conversion, slabs
-from converter_core.checkpoint import Checkpoint
-from converter_core.conversion import convert
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import Quantizer
+from converter_core.api.tensors import raw
+from converter_core.checkpoint.files import Checkpoint
+from converter_core.checkpoint.synthetic import write_synthetic
+from converter_core.engine import convert as conversion
+from converter_core.engine import reading
+from converter_core.engine.convert import convert
+from converter_core.engine.worker_pool import Progress
 from converter_core.errors import ConversionError, ConverterError, PlanError
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import Quantizer
-from converter_core.planning import make_plan
-from converter_core.registry import load_plugins
-from converter_core.sample import write_sample
-from converter_core.team import Progress
-from converter_core.tensors import raw
+from converter_core.planning.planner import make_plan
+from converter_core.planning.slab_size import cut
+from converter_core.plugins.registry import load_plugins
 from converter_plugins.models.wan_dit import WanDit
 
 SCHEMES = ("int8", "fp8", "mxfp4", "nvfp4")
@@ -81,7 +83,7 @@ def dequantized(stored: Mapping[str, Tensor], name: str, scheme: str) -> Tensor:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 def test_every_scheme_and_layout_is_within_its_error(scheme: str, layout: str, dtype: str, tmp_path: Path) -> None:
-    write_sample(tmp_path / "source", WanDit().sample(), dtype=dtype)
+    write_synthetic(tmp_path / "source", WanDit().synthetic(), dtype=dtype)
     recipe = {
         "source": {"path": str(tmp_path / "source")},
         "quantization": {"method": scheme},
@@ -122,7 +124,7 @@ def test_bytes_do_not_depend_on_workers_or_slabs(
 
 def test_what_will_be_read_is_told_ahead_and_once(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, list[tuple[int, int]]] = {}
-    monkeypatch.setattr(slabs, "READ_AHEAD", 4_000)
+    monkeypatch.setattr(reading, "READ_AHEAD", 4_000)
     monkeypatch.setattr("converter_plugins.devices.cpu.Cpu.slab_bytes", lambda self, device: 1_000)
     monkeypatch.setattr(
         Checkpoint,
@@ -234,7 +236,7 @@ class Liar(Quantizer):
     """Says that rows are independent, but scales by the largest of all it sees, at least of more than a few."""
 
     name: ClassVar[str] = "liar"
-    row_tile: ClassVar[int | None] = 1
+    row_block: ClassVar[int | None] = 1
     few: int = 0
 
     def quantize(self, weight: Tensor, /) -> dict[str, Tensor]:
@@ -298,7 +300,7 @@ class Hungry(Quantizer):
     """Runs out of device memory on more than so many rows at a time."""
 
     name: ClassVar[str] = "hungry"
-    row_tile: ClassVar[int | None] = 1
+    row_block: ClassVar[int | None] = 1
     limit: int = 64
 
     def quantize(self, weight: Tensor, /) -> dict[str, Tensor]:
@@ -328,21 +330,21 @@ def strangers(asked: Any, method: str) -> dict[str, Any]:
 def test_a_false_row_tile_shows_itself(asked: Any, strange: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converter_plugins.devices.cpu.Cpu.slab_bytes", lambda self, device: 20_000)
     recipe = strangers(asked, "liar")
-    with pytest.raises(PlanError, match=r"weight is another in slabs of 1 rows; row_tile is not true"):
+    with pytest.raises(PlanError, match=r"'weight' changes when quantized 1 rows at a time; row_block=1 is wrong"):
         convert(recipe, registry=strange)
     recipe["quantization"]["options"] = {"few": 8}
-    with pytest.raises(ConversionError, match=r"differs between slabs; row_tile of liar"):
+    with pytest.raises(ConversionError, match=r"differs between slabs; row_block of liar"):
         convert(recipe, registry=strange)
 
 
 def test_a_result_that_differs_from_the_trial_is_not_written(asked: Any, strange: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match=r"came out as F16.*not their share of F32"):
+    with pytest.raises(ConversionError, match=r"expected .* bytes of F32.*got F16"):
         convert(strangers(asked, "fickle"), registry=strange)
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 def test_a_part_that_the_trial_did_not_show_is_not_dropped(asked: Any, strange: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match=r"blocks.*: sparing made scale of it, though not of zeros"):
+    with pytest.raises(ConversionError, match=r"blocks.*: sparing returned scale, which the dry run on zeros did not"):
         convert(strangers(asked, "sparing"), registry=strange)
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
@@ -388,16 +390,15 @@ def test_out_of_device_memory_is_tried_again_with_less_then_refused(asked: Any, 
 
 def test_slabs_obey_the_budget() -> None:
     spec = SimpleNamespace(shape=(5120, 5120), numel=5120 * 5120)
-    outcome = SimpleNamespace(spec=spec, tile=128)
-    output = SimpleNamespace(spec=SimpleNamespace(nbytes=5120 * 5120))
-    job: Any = SimpleNamespace(
-        outcome=outcome, quantizer=SimpleNamespace(row_tile=1), source_nbytes=2 * 5120 * 5120, outputs=[output]
+    export = SimpleNamespace(
+        schema=SimpleNamespace(row_block=128), quantizer=SimpleNamespace(row_block=1), nbytes=5120 * 5120, inputs={}
     )
-    wide = slabs.cut(job, 1_310_720, 1 << 30)
-    assert (wide.slab, wide.piece) == (128, 128)
-    tight = slabs.cut(job, 1_310_720, 4 << 20)
+    job: Any = SimpleNamespace(spec=spec, source_nbytes=2 * 5120 * 5120, exports=[export])
+    wide = cut(job, 1_310_720, 1 << 30)
+    assert (wide.slab, wide.span) == (128, 128)
+    tight = cut(job, 1_310_720, 4 << 20)
     assert tight.slab == 128
-    assert tight.piece < 64
+    assert tight.span < 64
     assert tight.nbytes <= 4 << 20
 
 
@@ -408,7 +409,7 @@ def test_mixed_rules_on_plain(asked: Any, tmp_path: Path) -> None:
         {"match": "*.ffn.2", "method": "none"},
     ]
     plan = make_plan(recipe)
-    assert [(rule.match, rule.matched) for rule in plan.rules] == [
+    assert [(rule.match, rule.matched) for rule in plan.outputs[0].rules] == [
         ("blocks.0.*", 12),
         ("*.ffn.2", 2),
         ("(target_modules)", 22),

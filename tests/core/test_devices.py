@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from converter_core import devices
+from converter_core.api.interfaces import DeviceBackend
 from converter_core.errors import RecipeError
-from converter_core.interfaces import DeviceBackend
-from converter_core.recipe import OutputSection, PerformanceSection, Recipe, SourceSection
-from converter_core.registry import load_plugins
+from converter_core.planning import resources as devices
+from converter_core.plugins.registry import load_plugins
+from converter_core.recipe.load import OutputSection, PerformanceSection, Recipe, SourceSection
 
 
 def backend(label: str, count: int, last: bool = False) -> type[DeviceBackend]:
@@ -34,7 +34,7 @@ def backend(label: str, count: int, last: bool = False) -> type[DeviceBackend]:
         def slab_bytes(self, device: torch.device) -> int:
             return 1 << 20
 
-        def lane(self, device: torch.device) -> AbstractContextManager[Any]:
+        def stream(self, device: torch.device) -> AbstractContextManager[Any]:
             raise NotImplementedError
 
     return Fake
@@ -51,7 +51,7 @@ def registry_of(*backends: type[DeviceBackend]) -> Any:
     )
 
 
-def chosen(device: str, *backends: type[DeviceBackend], **performance: Any) -> devices.Means:
+def chosen(device: str, *backends: type[DeviceBackend], **performance: Any) -> devices.Resources:
     recipe = Recipe(
         source=SourceSection("s"),
         output=OutputSection("o"),

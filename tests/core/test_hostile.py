@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from converter_core.checkpoint import open_checkpoint
+from converter_core.checkpoint.files import open_checkpoint
+from converter_core.containers.index import read_index
 from converter_core.errors import CheckpointError, RecipeError
-from converter_core.index_file import read_index
-from converter_core.recipe import load_recipe
+from converter_core.recipe.load import load_recipe
 
 MEBIBYTE = 1 << 20
 

@@ -9,33 +9,33 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from converter_core.conversion import convert
+from converter_core.api.values import TensorSpec
+from converter_core.checkpoint.synthetic import write_headers_only
+from converter_core.engine.convert import convert
 from converter_core.errors import CheckpointError
 from converter_core.inspection import FileSummary, QuantizedSummary, TensorSummary, inspect
-from converter_core.recipe import Rule
-from converter_core.registry import load_plugins
-from converter_core.sample import write_headers_only
-from converter_core.specs import TensorSpec
+from converter_core.plugins.registry import load_plugins
+from converter_core.recipe.load import Rule
 from converter_plugins.models.wan_dit import WanDit
 
 LINEARS = 3 * (4 + 4 + 2 + 2)  # in each block: self attention, cross attention, its image branch, ffn
-SAMPLE = WanDit().sample()
-PARAMETERS = sum(spec.numel for spec in SAMPLE.tensors.values())
+SYNTHETIC = WanDit().synthetic()
+PARAMETERS = sum(spec.numel for spec in SYNTHETIC.tensors.values())
 
 
 def test_a_sharded_checkpoint(wan_source, registry):
     seen = inspect(wan_source, registry)
     assert (seen.model, seen.variant, seen.format) == ("wan_dit", "unknown", "safetensors")
-    assert seen.facts == WanDit().describe(SAMPLE.tensors)
-    assert seen.dtypes == {"BF16": len(SAMPLE.tensors)}
+    assert seen.facts == WanDit().describe(SYNTHETIC.tensors)
+    assert seen.dtypes == {"BF16": len(SYNTHETIC.tensors)}
     assert (seen.parameters, seen.bytes) == (PARAMETERS, 2 * PARAMETERS)
-    assert sum(file.tensors for file in seen.files) == len(seen.tensors) == len(SAMPLE.tensors)
+    assert sum(file.tensors for file in seen.files) == len(seen.tensors) == len(SYNTHETIC.tensors)
     assert {file.name: file.size for file in seen.files} == {
         path.name: path.stat().st_size for path in wan_source.glob("*.safetensors")
     }
-    assert (seen.quantized, seen.runtime_config, seen.notes, seen.left_out) == (None, {}, (), ())
+    assert (seen.quantized, seen.runtime_config, seen.notes, seen.skipped) == (None, {}, (), ())
     first = seen.tensors[0]
-    assert first.shape == SAMPLE.tensors[first.key].shape
+    assert first.shape == SYNTHETIC.tensors[first.key].shape
     assert first.file == "diffusion_pytorch_model-00001-of-00003.safetensors"
 
 
@@ -48,7 +48,7 @@ def test_it_is_json(wan_source, registry):
         "file": "diffusion_pytorch_model-00001-of-00003.safetensors",
     }
     assert set(seen) == {
-        *("path", "format", "model", "variant", "facts", "dtypes", "parameters", "bytes", "files", "left_out"),
+        *("path", "format", "model", "variant", "facts", "dtypes", "parameters", "bytes", "files", "skipped"),
         *("quantized", "runtime_config", "notes", "tensors"),
     }
 
@@ -64,7 +64,7 @@ def test_our_own_outputs(asked, tmp_path, registry, method, target):
     seen = inspect(output, registry)
     assert seen.quantized == QuantizedSummary(target, {method: LINEARS}, (Rule("(target_modules)", method),))
     assert (seen.model, seen.variant) == ("wan_dit", "unknown")
-    assert seen.facts == WanDit().describe(SAMPLE.tensors)
+    assert seen.facts == WanDit().describe(SYNTHETIC.tensors)
     assert seen.parameters == PARAMETERS
     assert seen.bytes < 2 * PARAMETERS
     assert [file.name for file in seen.files] == [f"block_{n}.safetensors" for n in range(3)] + [
@@ -113,11 +113,11 @@ def test_beside_other_models(wan_source, tmp_path, registry):
     (folder / "vae.pth").write_bytes(b"never opened")
     seen = inspect(folder, registry)
     assert (seen.model, seen.parameters) == ("wan_dit", PARAMETERS)
-    assert seen.left_out == ("t5.safetensors", "vae.pth")
+    assert seen.skipped == ("t5.safetensors", "vae.pth")
 
 
 def test_a_pth(tmp_path, registry):
-    tensors = {key: torch.ones(spec.shape, dtype=torch.bfloat16) for key, spec in SAMPLE.tensors.items()}
+    tensors = {key: torch.ones(spec.shape, dtype=torch.bfloat16) for key, spec in SYNTHETIC.tensors.items()}
     torch.save({"model": tensors}, tmp_path / "dit.pth")
     seen = inspect(tmp_path, registry)
     assert (seen.model, seen.format, seen.parameters) == ("wan_dit", "pytorch", PARAMETERS)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from converter_core import devices
-from converter_core.conversion import convert
+from converter_core.api.tensors import raw
+from converter_core.checkpoint.synthetic import write_headers_only, write_synthetic
+from converter_core.engine.convert import convert
 from converter_core.errors import ConverterError, PlanError
-from converter_core.planning import make_plan
-from converter_core.sample import write_headers_only, write_sample
-from converter_core.tensors import raw
+from converter_core.planning import resources as devices
+from converter_core.planning.planner import make_plan
 from converter_plugins.models.wan_dit import VARIANTS, WanDit
 
 LINEAR_PARAMETERS = {"I2V-14B": 16_148_070_400, "T2V-14B": 14_050_918_400, "T2V-1.3B": 1_391_984_640}
@@ -35,7 +35,7 @@ def test_golden_plans(
     variant: str, tensors: int, quantized: int, parameters: int, scheme: str, asked: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("converter_core.output_folder.free_disk", lambda output: 1 << 40)
+    monkeypatch.setattr("converter_core.output.state.free_disk", lambda output: 1 << 40)
     source = tmp_path / "source"
     write_headers_only(source, VARIANTS[variant].inventory("F32"))
     with make_plan(asked(scheme, **{"source.path": str(source), "target.dtype": "bfloat16"})) as plan:
@@ -44,7 +44,7 @@ def test_golden_plans(
     assert told["source"]["tensors"] == tensors
     assert told["bytes_before"] == 4 * parameters
     linear = LINEAR_PARAMETERS[variant]
-    rows = sum(job.outcome.spec.shape[0] for job in plan.jobs if job.quantizer.name == scheme)
+    rows = sum(job.spec.shape[0] for job in plan.jobs if job.exports[0].quantizer.name == scheme)
     weights = {
         "int8": linear + 4 * rows,
         "fp8": linear + 4 * rows,
@@ -60,7 +60,7 @@ def test_golden_plans(
 def test_a_plan_imports_no_compiler_and_reads_no_data(
     asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("converter_core.output_folder.free_disk", lambda output: 1 << 40)
+    monkeypatch.setattr("converter_core.output.state.free_disk", lambda output: 1 << 40)
     before = set(sys.modules)
     write_headers_only(tmp_path / "source", VARIANTS["I2V-14B"].inventory("BF16"))
     with make_plan(asked("nvfp4", **{"source.path": str(tmp_path / "source")})) as plan:
@@ -106,11 +106,28 @@ def test_extra_tensors_are_copied_and_listed(asked: Any, wan_source: Path, tmp_p
     source = rewritten(
         wan_source,
         tmp_path / "vace",
-        lambda tensors: tensors.update({"vace_blocks.0.after_proj.weight": torch.ones(4, 4)}),
+        lambda tensors: tensors.update({"adapter_of_mine.0.proj.weight": torch.ones(4, 4)}),
     )
     with make_plan(asked("int8", **{"source.path": str(source)})) as plan:
-        assert plan.as_dict()["extra_tensors"] == ["vace_blocks.0.after_proj.weight"]
-        assert "vace_blocks.0.after_proj.weight" in plan.home
+        assert plan.as_dict()["extra_tensors"] == ["adapter_of_mine.0.proj.weight"]
+        assert "adapter_of_mine.0.proj.weight" in plan.outputs[0].weight_map
+
+
+@pytest.mark.parametrize("leaf", ["scale_weight", "weight_scale", "weight.scale"])
+@pytest.mark.parametrize("method", ["none", "int8"])
+def test_codes_whose_scales_no_target_reads_are_refused(
+    asked: Any, wan_source: Path, tmp_path: Path, leaf: str, method: str
+) -> None:
+    def scale(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if ".ffn." in key and key.endswith(".weight")]:
+            amax = tensors[key].float().abs().amax()
+            tensors[f"{key.removesuffix('.weight')}.{leaf}"] = amax / 448
+            tensors[key] = (tensors[key].float() / (amax / 448)).to(torch.float8_e4m3fn)
+
+    source = rewritten(wan_source, tmp_path / "scaled", scale)
+    words = rf"6 weights are F8_E4M3 with scales beside them, e\.g\. blocks\.0\.ffn\.0\.weight with .*{leaf}"
+    with pytest.raises(PlanError, match=words):
+        make_plan(asked(method, **{"source.path": str(source)}))
 
 
 def test_fp8_weights_without_scales_are_not_quantized_again(asked: Any, wan_source: Path, tmp_path: Path) -> None:
@@ -125,9 +142,9 @@ def test_fp8_weights_without_scales_are_not_quantized_again(asked: Any, wan_sour
 
 
 def test_a_width_no_scheme_takes_names_the_rule(asked: Any, tmp_path: Path) -> None:
-    sample = WanDit().sample()
+    sample = WanDit().synthetic()
     assert sample is not None
-    write_sample(tmp_path / "source", sample)
+    write_synthetic(tmp_path / "source", sample)
     recipe = asked("int8", **{"source.path": str(tmp_path / "source"), "quantization.options": {"symmetric": False}})
     with pytest.raises(PlanError, match=r"int8: blocks\..*zero.point.*chosen by quantization\.method"):
         make_plan(recipe)
@@ -139,7 +156,7 @@ def test_target_modules_that_leave_some_out_are_refused_for_lightx2v(asked: Any)
         make_plan(recipe)
     recipe["target"]["format"] = "plain"
     with make_plan(recipe) as plan:
-        assert plan.rules[-1].matched == 6
+        assert plan.outputs[0].rules[-1].matched == 6
     recipe["quantization"]["options"]["target_modules"] = ["fnn"]
     with pytest.raises(ConverterError, match="'ffn'"):
         make_plan(recipe)
@@ -159,11 +176,11 @@ def test_an_absent_device_is_a_warning_of_the_plan_and_an_error_of_the_run(asked
 
 def test_workers_and_memory_are_chosen_and_stated(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with make_plan(asked("int8", **{"performance.parallel": False, "performance.max_memory": "1GiB"})) as plan:
-        assert (plan.means.workers, plan.means.max_memory) == (1, 1 << 30)
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: set(range(64)))
+        assert (plan.resources.workers, plan.resources.max_memory) == (1, 1 << 30)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     with make_plan(asked("int8")) as plan:
-        assert plan.means.workers == 8
-        assert 0 < plan.means.max_memory <= 4 << 30
+        assert plan.resources.workers == 8
+        assert 0 < plan.resources.max_memory <= 4 << 30
 
 
 def test_a_folder_that_also_holds_other_models(asked: Any, wan_source: Path, tmp_path: Path) -> None:
@@ -173,7 +190,7 @@ def test_a_folder_that_also_holds_other_models(asked: Any, wan_source: Path, tmp
     save_file({"token_embedding.weight": torch.ones(4, 4)}, source / "t5.safetensors")
     torch.save({"encoder.conv1.weight": torch.ones(3)}, source / "Wan2.1_VAE.pth")
     with make_plan(asked("int8", **{"source.path": str(source)})) as plan:
-        assert plan.as_dict()["source"]["left_out"] == ["Wan2.1_VAE.pth", "t5.safetensors"]
+        assert plan.as_dict()["source"]["skipped"] == ["Wan2.1_VAE.pth", "t5.safetensors"]
         assert len(plan.jobs) == 119
 
 

@@ -16,7 +16,7 @@ from converter_core import Parts, PlanError, Quantizer, Refused, hookimpl, load_
 @dataclass(frozen=True)
 class Plain(Quantizer):
     name: ClassVar[str] = "mine"
-    row_tile: ClassVar[int | None] = 1
+    row_block: ClassVar[int | None] = 1
 
     def quantize(self, weight: Tensor, /) -> Parts:
         return {"weight": weight.half()}
@@ -35,9 +35,9 @@ class ReturnsNumbers(Plain):
         return {"weight": weight.half(), "bits": 4}
 
 
-class CallsItCodes(Plain):
+class ReturnsNothing(Plain):
     def quantize(self, weight: Tensor, /) -> Parts:
-        return {"codes": weight.half(), "scale": weight[:, :1].float()}
+        return {}
 
 
 class HasAMistake(Plain):
@@ -61,7 +61,7 @@ class DecodesToHalf(Plain):
 
 
 class StepsByRow(Plain):
-    def step(self, parts: Parts, /) -> Tensor:
+    def quantization_step(self, parts: Parts, /) -> Tensor:
         return parts["weight"][:, :1].float()
 
 
@@ -86,10 +86,10 @@ def planned(asked: Callable[..., Any], cls: type[Quantizer], **keys: Any) -> str
     [
         (Returns, "quantize must return a dict of tensors by role, not tuple"),
         (ReturnsNumbers, "quantize must return a dict of tensors by role, not weight: float16 [1, 256], bits: int"),
-        (CallsItCodes, "quantize must name one of its parts weight; it returns codes, scale"),
+        (ReturnsNothing, "quantize must return at least one part; it returns none"),
         (DecodesFlat, "dequantize must give float32 [1, 256] here, not float32 [256]"),
         (DecodesToHalf, "dequantize must give float32 [1, 256] here, not float16 [1, 256]"),
-        (StepsByRow, "step must give the weight's shape, [1, 256] here, not float32 [1, 1]"),
+        (StepsByRow, "quantization_step must give the weight's shape, [1, 256] here, not float32 [1, 1]"),
     ],
 )
 def test_a_broken_contract_is_named(asked: Any, cls: type[Quantizer], fault: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import DeviceBackend, LayoutWriter, ModelAdapter, Quantizer, Target
 from converter_core.errors import RecipeError, Refused
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import DeviceBackend, LayoutWriter, ModelAdapter, Quantizer, Target
-from converter_core.recipe import (
+from converter_core.plugins.registry import Registry, load_plugins
+from converter_core.recipe.load import (
     OutputSection,
     PerformanceSection,
     QuantizationSection,
@@ -27,9 +28,9 @@ from converter_core.recipe import (
     TargetSection,
     check_recipe,
     load_recipe,
+    make_plugin,
     make_quantizer,
 )
-from converter_core.registry import Registry, load_plugins
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Coarse(Quantizer):
             raise ValueError("too many")
 
     @property
-    def only_target(self) -> str | None:
+    def required_target(self) -> str | None:
         return "elsewhere" if self.only_here else None
 
     def quantize(self, weight, /):  # type: ignore[no-untyped-def]
@@ -120,7 +121,7 @@ def test_defaults(registry):
         quantization=QuantizationSection("none", {}, ()),
         output=OutputSection("out", None, False, False),
         target=TargetSection(None, None, None, None, None),
-        performance=PerformanceSection(True, "auto", None, None),
+        performance=PerformanceSection(True, "auto", None, None, "threads"),
     )
 
 
@@ -211,7 +212,7 @@ def test_all_problems_at_once_each_with_line_key_and_nearest(registry, tmp_path)
     found = problems(registry, path, overrides={"performance.device": "gup"}, labels={"performance.device": "--device"})
     for start, *words in [
         (f"{path}:1: sorce:", "unknown key 'sorce'", "did you mean 'source'?"),
-        (f"{path}: source.type:", "unknown model 'tyo'", "did you mean 'toy'?"),
+        (f"{path}:3: source.type:", "unknown model 'tyo'", "did you mean 'toy'?"),
         (f"{path}:5: quantization.metod:", "did you mean 'method'?"),
         (f"{path}:7: quantization.options.stpes:", "unknown option of coarse 'stpes'", "did you mean 'steps'?"),
         (f"{path}:8: quantization.options.rounding:", "must be even or away, not 'evn'", "did you mean 'even'?"),
@@ -266,7 +267,7 @@ def test_all_problems_at_once_each_with_line_key_and_nearest(registry, tmp_path)
         ),
         (with_(performance={"num_workers": 0}), "performance.num_workers: must be at least 1, not 0"),
         (with_(performance={"max_memory": True}), "performance.max_memory: must be a size such as 1GiB, not true"),
-        (with_(performance={"max_memory": 0}), "performance.max_memory: must be more than nothing"),
+        (with_(performance={"max_memory": 0}), "performance.max_memory: must be at least 1 byte"),
         (with_(performance={"device": "auto:1"}), "performance.device: 'auto:1' is no device; write auto"),
         (with_(performance={"device": "gpu:one"}), "performance.device: 'gpu:one' is no device; write gpu or gpu:0"),
         (with_(performance={"parallel": False, "num_workers": 2}), "performance.num_workers: 2 workers contradict"),
@@ -422,3 +423,205 @@ def test_any_mapping_is_a_recipe_or_a_refusal(registry, data):
     except RecipeError:
         return
     assert Recipe.from_dict(recipe.as_dict()) == recipe
+
+
+# ------------------------------------------------------------------------------------------ what every method takes
+
+
+@pytest.mark.parametrize("method", ["int8", "fp8", "mxfp4", "nvfp4"])
+def test_one_recipe_serves_every_method(method):
+    options = {"target_modules": ["self_attn", "cross_attn", "ffn"], "per_channel": True, "symmetric": True}
+    recipe = {
+        "source": {"path": "in", "type": "wan_dit"},
+        "quantization": {"method": method, "options": options},
+        "output": {"path": "out"},
+        "target": {"precision": method},
+    }
+    assert load_recipe(recipe).quantization.options == options
+
+
+def test_options_that_are_true_of_every_scheme(registry):
+    recipe = {"method": "coarse", "options": {"per_channel": True, "symmetric": None}}
+    assert load_recipe(with_(quantization=recipe), registry=registry).quantization.method == "coarse"
+    assert make_quantizer(Coarse, {"per_channel": True, "symmetric": True}) == Coarse()
+    recipe = {"method": "coarse", "options": {"per_channel": False, "symmetric": 1, "per_chanel": True}}
+    found = problems(registry, with_(quantization=recipe))
+    at = "quantization.options"
+    assert found[0] == f"{at}.per_channel: must be true: coarse has no other way; write true or leave it out"
+    assert found[1] == f"{at}.symmetric: must be true, not 1"
+    assert found[2].startswith(f"{at}.per_chanel: unknown option of coarse 'per_chanel'; did you mean 'per_channel'?")
+
+
+# -------------------------------------------------------------------------------------------- suggestions and limits
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"method": "coarse", "options": {"target_module": ["a"]}}, "did you mean 'target_modules'?"),
+        ({"method": "COARSE"}, "did you mean 'coarse'?"),
+        ({"method": "coarse", "options": {"Steps": 3}}, "did you mean 'steps'?"),
+        ({"method": "coarse", "options": {"rounding": "AWAY"}}, "did you mean 'away'?"),
+        ({"rules": [{"match": "[" * 100_000, "method": "none"}]}, "rules[0].match: is a pattern of 100000 characters"),
+    ],
+)
+def test_near_names_and_long_patterns(registry, recipe, words):
+    (found,) = problems(registry, with_(quantization=recipe))
+    assert words in found
+
+
+def test_workers_are_limited_by_the_cores(registry):
+    assert "must be at most" in problems(registry, with_(performance={"num_workers": 1_000_000}))[0]
+
+
+def test_an_unknown_section_of_an_override_is_told_as_the_override(registry, tmp_path):
+    path = tmp_path / "toy.yaml"
+    path.write_text(FULL)
+    labels = {"quantisation.method": "--set"}
+    (found,) = problems(registry, path, overrides={"quantisation.method": "none"}, labels=labels)
+    assert found.startswith("--set: quantisation: unknown key 'quantisation'")
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "expected"),
+    [
+        ({"num_workers": 3}, {"performance.parallel": False}, (False, None)),
+        ({"parallel": False}, {"performance.num_workers": 3}, (True, 3)),
+        ({"num_workers": 3}, {"performance.parallel": True}, (True, 3)),
+        ({"parallel": False}, {"performance.num_workers": 1}, (False, 1)),
+        ({"num_workers": 3}, {"performance.parallel": False, "performance.num_workers": 2}, None),
+    ],
+)
+def test_an_override_wins_over_what_contradicts_it_in_the_file(registry, file, overrides, expected):
+    if expected is None:
+        assert "contradict" in problems(registry, with_(performance=file), overrides=overrides)[0]
+        return
+    performance = load_recipe(with_(performance=file), overrides, registry).performance
+    assert (performance.parallel, performance.num_workers) == expected
+
+
+def test_tuples_of_a_fixed_length_and_mappings_of_a_type():
+    @dataclass(frozen=True)
+    class Typed(Coarse):
+        name: ClassVar[str] = "typed"
+        block: tuple[int, int] = (1, 16)
+        table: Mapping[str, int] = field(default_factory=dict, hash=False)  # type: ignore[assignment]
+
+    assert make_plugin(Typed, {"block": [2, 3]}).block == (2, 3)
+    assert make_plugin(Typed, {"table": {"a": 1}}).table == {"a": 1}
+    for options, reason in [
+        ({"block": [1, 2, 3]}, r"typed: block: must be a list of 2 \(a whole number, a whole number\), not 3"),
+        ({"table": {"a": "x"}}, r"typed: table.a: must be a whole number, not 'x'"),
+    ]:
+        with pytest.raises(Refused, match=reason):
+            make_plugin(Typed, options)
+
+
+# -------------------------------------------------------------------------------------------------------- new sections
+
+
+@pytest.fixture(scope="module")
+def optioned() -> Registry:
+    @dataclass(frozen=True)
+    class Model(PLUGINS["converter_models"][0]):  # type: ignore[misc]
+        name: ClassVar[str] = "model"
+        depth: int = 3
+
+    @dataclass(frozen=True)
+    class Runtime(PLUGINS["converter_targets"][0]):  # type: ignore[misc]
+        name: ClassVar[str] = "other"
+        default: ClassVar[bool] = False
+        swap: bool = False
+
+    module = ModuleType("optioned")
+    given = {**PLUGINS, "converter_models": [Model], "converter_targets": [*PLUGINS["converter_targets"], Runtime]}
+    for hook, classes in given.items():
+        setattr(module, hook, hookimpl(lambda classes=classes: classes))
+    return load_plugins(extra=[module], blocked=[point.name for point in entry_points(group="converter_core")])
+
+
+def test_options_of_models_and_targets(optioned):
+    source = {"path": "in", "type": "model", "options": {"depth": 4}}
+    recipe = with_(source=source, target={"format": "other", "options": {"swap": True}})
+    loaded = load_recipe(recipe, registry=optioned)
+    assert loaded.source.options == {"depth": 4}
+    assert loaded.target.options == {"swap": True}
+    source = {"path": "in", "type": "model", "options": {"depht": 4}}
+    found = problems(optioned, with_(source=source, target={"format": "other", "options": {"swap": 1}}))
+    assert found[0].startswith("source.options.depht: unknown option of model 'depht'; did you mean 'depth'?")
+    assert found[1] == "target.options.swap: must be true or false, not 1"
+    (found,) = problems(optioned, with_(source={"path": "in", "options": {"depth": 4}}))
+    assert found == "source.options: are options of a model; say which one with source.type"
+    (found,) = problems(optioned, with_(target={"options": {"x": 1}}))
+    assert found.startswith("target.options.x: unknown option of runtime 'x'")
+
+
+SEVERAL = """\
+source: {path: in}
+outputs:
+  - quantization: {method: coarse, options: {steps: 4}}
+    output: {path: a}
+  - output: {path: b}
+    target:
+      layout: sliced
+      chunk_size: 4
+performance: {device: cpu}
+"""
+
+
+def test_several_outputs(registry, tmp_path):
+    path = tmp_path / "toy.yaml"
+    path.write_text(SEVERAL)
+    recipe = load_recipe(path, registry=registry)
+    first, second = recipe.exports
+    assert first.quantization == QuantizationSection("coarse", {"steps": 4})
+    assert (first.output.path, second.output.path) == ("a", "b")
+    assert second.target == TargetSection(layout="sliced", chunk_size=4)
+    for export in recipe.exports:
+        assert (export.source, export.performance, export.outputs) == (recipe.source, recipe.performance, ())
+        assert export.exports == (export,)
+        assert load_recipe(export, registry=registry) is export
+    assert second.where("target.chunk_size") == f"{path}:8: outputs[1].target.chunk_size"
+    assert second.where("quantization.method") == f"{path}:5: outputs[1].quantization.method"
+    assert second.where("source.path") == f"{path}:1: source.path"
+    assert Recipe.from_dict(recipe.as_dict()) == recipe
+    assert set(recipe.as_dict()) == {"source", "outputs", "performance"}
+    changed = load_recipe(second, {"target.chunk_size": 5}, registry)
+    assert changed.target.chunk_size == 5
+    assert changed.where("target.layout") == f"{path}:7: target.layout"
+    assert changed.where("target.chunk_size") == "overrides: target.chunk_size"
+
+
+def test_what_is_wrong_with_one_of_several_outputs(registry, tmp_path):
+    path = tmp_path / "toy.yaml"
+    path.write_text(
+        SEVERAL.replace("path: b", "path: ./a").replace("layout: sliced", "layout: sliecd").replace("steps", "stpes")
+    )
+    found = problems(registry, path)
+    assert found[0].startswith(f"{path}:3: outputs[0].quantization.options.stpes: unknown option of coarse")
+    assert found[1].startswith(f"{path}:7: outputs[1].target.layout: unknown layout 'sliecd'; did you mean 'sliced'?")
+    assert found[2].startswith(f"{path}:5: outputs[1].output.path: is the folder of outputs[0].output.path too")
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({"outputs": [{"output": {"path": "a"}}], "output": {"path": "b"}}, "output: cannot stand beside outputs"),
+        ({"outputs": []}, "outputs: is empty; list at least one output"),
+        ({"outputs": [{"target": {}}]}, "outputs[0].output.path: is required"),
+        ({"outputs": ["a"]}, "outputs[0]: must be a mapping of keys to values, not 'a'"),
+        ({"outputs": 3}, "outputs: must be a list of mappings, not 3"),
+        ({"output": {"path": "a"}, "performance": {"executor": "ray"}}, "performance.executor: unknown executor 'ray'"),
+    ],
+)
+def test_outputs_and_executor_refused(registry, recipe, expected):
+    (found,) = problems(registry, {"source": {"path": "in"}, **recipe})
+    assert found.startswith(expected)
+
+
+def test_an_accepted_recipe_is_not_checked_again_and_a_changed_one_is(registry):
+    recipe = load_recipe(MINIMAL, registry=registry)
+    assert load_recipe(recipe, registry=registry) is recipe
+    changed = replace(recipe, quantization=QuantizationSection("corse"))
+    assert "did you mean 'coarse'?" in problems(registry, changed)[0]

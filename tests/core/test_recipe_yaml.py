@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter_core.errors import RecipeError
-from converter_core.recipe_yaml import LARGEST, parse_value, parse_yaml, read_yaml
+from converter_core.recipe.yaml_file import LARGEST, parse_value, parse_yaml, read_yaml
 
 
 def refused(text: str | bytes) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from converter_core import LayoutWriter, Parts, PluginError, Quantizer, RecipeError, hookimpl, load_plugins, make_plan
 from converter_core.cli import run
-from converter_core.fitness import unfit
-from converter_core.registry import Registry
+from converter_core.plugins.registry import Registry
+from converter_core.plugins.validation import unfit
 
 GOOD = """
 from dataclasses import dataclass, field
@@ -83,7 +83,7 @@ BROKEN_LINES = [
     ("    def dequantize", "    def dequantise", "Broken lacks dequantize"),
     ('name: ClassVar[str] = "broken"', "threshold: float = 1.0", "Broken has no name"),
     ("ClassVar[str] =", "str =", "Broken: name cannot be an option"),
-    ('"broken"', '"broken"; row_tile: int = 1', "Broken: row_tile cannot be an option"),
+    ('"broken"', '"broken"; row_block: int = 1', "Broken: row_block cannot be an option"),
     ('"broken"', '"broken"; threshold: float', "Broken: option threshold needs a default"),
     ('"broken"', '"none"', "Broken cannot be called 'none'"),
 ]
@@ -267,7 +267,7 @@ def test_options_that_would_be_lost_are_told() -> None:
         name: ClassVar[str] = "forgetful"
         LEVELS = (1, 2)
         _table = (3,)
-        row_tile = 1
+        row_block = 1
         bits = 4
 
     @dataclass(frozen=True)
@@ -294,3 +294,10 @@ def test_options_that_would_be_lost_are_told() -> None:
     )
     assert "must work without arguments: missing a required argument: 'size'" in unfit(NeedsArguments, LayoutWriter)
     assert unfit(Base, Quantizer) == ""
+
+
+def test_a_catalogue_is_a_mapping() -> None:
+    quantizers = load_plugins().quantizers
+    assert quantizers.get("no such scheme") is None
+    assert quantizers.get("no such scheme", 3) == 3
+    assert quantizers.get("int8") is quantizers["int8"]

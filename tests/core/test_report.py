@@ -15,8 +15,8 @@ from statistics import median
 import pytest
 
 from converter_core.errors import ConverterError
-from converter_core.report import write_html
-from converter_core.verification import Copied, Problem, Structure, Verification, WeightReport, Worst
+from converter_core.report.page import write_html
+from converter_core.verification.verify import Copied, Problem, Structure, Verification, WeightReport, Worst
 
 pytest.importorskip("plotly", reason="the extra 'report' is not installed")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,14 @@ from typing import Any
 
 import pytest
 
-from converter_core import conversion, journal, planning, writer
-from converter_core.conversion import convert
+from converter_core.engine import convert as conversion
+from converter_core.engine.convert import convert
+from converter_core.engine.worker_pool import Progress
 from converter_core.errors import ConversionError, ConverterError, PlanError
-from converter_core.planning import make_plan
-from converter_core.team import Progress
+from converter_core.output import journal
+from converter_core.output import staging as writer
+from converter_core.planning import outputs as planning
+from converter_core.planning.planner import make_plan
 
 DRIVER = Path(__file__).with_name("crash_driver.py")
 
@@ -85,7 +89,7 @@ def test_a_rerun_takes_over_what_was_done(interrupted: Any) -> None:
     events: list[Progress] = []
     result = convert(recipe, progress=events.append)
     assert result.resumed["tensors"] == 40
-    assert events[-1].taken_over == result.resumed["bytes"] > 0
+    assert events[-1].resumed == result.resumed["bytes"] > 0
     assert contents(Path(recipe["output"]["path"])) == whole
 
 
@@ -114,7 +118,7 @@ def test_damaged_staged_bytes_are_found_and_redone(interrupted: Any) -> None:
     recipe, whole = interrupted
     with make_plan(recipe) as plan:
         job = plan.jobs[10]
-        at = plan.placed["wan.safetensors"].offsets[job.outputs[0].key]
+        at = plan.outputs[0].file_layouts["wan.safetensors"].offsets[job.exports[0].tensors[0].key]
     staged = Path(recipe["output"]["path"]) / ".wan.partial" / "wan.safetensors"
     data = bytearray(staged.read_bytes())
     data[at] ^= 0x10
@@ -130,7 +134,7 @@ def test_a_changed_source_starts_anew_and_says_so(interrupted: Any, wan_source: 
     try:
         os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
         with make_plan(recipe) as plan:
-            assert not plan.survey.resumes
+            assert not plan.outputs[0].state.resumes
             assert any(shard.name in warning for warning in plan.warnings)
         assert convert(recipe).resumed["tensors"] == 0
     finally:
@@ -200,7 +204,7 @@ def test_signals_leave_something_to_resume(number: int, code: int, asked: Any, t
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(recipe))  # JSON is YAML
     slow = (
-        "import time, converter_core.journal as j\n"
+        "import time, converter_core.output.journal as j\n"
         "real = j.Journal.done\n"
         "def done(self, *a):\n"
         "    real(self, *a); time.sleep(0.05)\n"
@@ -217,7 +221,7 @@ def test_signals_leave_something_to_resume(number: int, code: int, asked: Any, t
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert "again" in err
+    assert "the same command resumes" in err
     assert "Traceback" not in err
     assert not visible(tmp_path / "out")
     assert convert(recipe).resumed["tensors"] > 3
@@ -350,9 +354,53 @@ def test_a_full_disk_says_how_much_is_missing_and_where(
 
 
 def test_too_little_disk_is_an_error_of_the_plan(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter_core.output_folder.free_disk", lambda output: 1000)
+    monkeypatch.setattr("converter_core.output.state.free_disk", lambda output: 1000)
+    with make_plan(asked("int8")) as plan:
+        (problem,) = plan.problems
+        assert re.search(r"needs \d+ bytes of disk and 1000 are free", problem)
     with pytest.raises(PlanError, match=r"needs \d+ bytes of disk and 1000 are free"):
-        make_plan(asked("int8"))
+        convert(asked("int8"))
+    assert not Path(asked("int8")["output"]["path"]).exists()
+
+
+@pytest.mark.parametrize("harm", ["cut", "deleted", "header", "index"])
+def test_a_damaged_file_of_a_finished_output_is_made_again_alone(asked: Any, tmp_path: Path, harm: str) -> None:
+    recipe = asked("int8", **{"target.layout": "by_block"})
+    convert(recipe)
+    whole, out = contents(tmp_path / "out"), tmp_path / "out"
+    harmed = out / ("diffusion_pytorch_model.safetensors.index.json" if harm == "index" else "block_1.safetensors")
+    if harm == "cut":
+        os.truncate(harmed, 100)
+    elif harm == "header":
+        with harmed.open("r+b") as file:
+            file.seek(20)
+            file.write(b"####")
+    else:
+        harmed.unlink()
+    before = {path.name: path.stat().st_ino for path in out.iterdir() if path != harmed}
+    with make_plan(recipe) as plan:
+        assert not plan.outputs[0].state.done
+        assert [text for text in plan.warnings if harmed.name in text and "it is made again" in text]
+    result = convert(recipe)
+    assert result.status == "done"
+    assert result.resumed["tensors"] == (119 if harm == "index" else 119 - 32)
+    assert contents(out) == whole
+    after = {path.name: path.stat().st_ino for path in out.iterdir() if path != harmed}
+    weights = [name for name in before if name.endswith(".safetensors")]
+    assert {name: before[name] for name in weights} == {name: after[name] for name in weights}
+    assert convert(recipe).status == "already done"
+
+
+def test_a_moved_output_and_another_spelling_of_its_path_are_the_same_conversion(
+    asked: Any, wan_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(asked("int8"))
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert convert(asked("int8", **{"output.path": str(tmp_path / "moved")})).status == "already done"
+    monkeypatch.chdir(tmp_path)
+    assert convert(asked("int8", **{"output.path": "./moved/"})).status == "already done"
+    relative = os.path.relpath(wan_source, tmp_path)
+    assert convert(asked("int8", **{"output.path": "moved", "source.path": relative})).status == "already done"
 
 
 def test_metadata_links(asked: Any, wan_source: Path, tmp_path: Path) -> None:
@@ -383,7 +431,7 @@ def test_metadata_links(asked: Any, wan_source: Path, tmp_path: Path) -> None:
     (source / "folder").unlink()
     (source / "inside").symlink_to(source / "tokenizer")
     with make_plan(recipe) as plan:
-        assert not any(name.startswith("inside") for name in plan.copies)
+        assert not any(name.startswith("inside") for name in plan.outputs[0].copies)
 
 
 def test_a_source_replaced_while_it_is_read(asked: Any, wan_source: Path, tmp_path: Path) -> None:
@@ -413,7 +461,7 @@ def test_a_really_full_disk(asked: Any, tmp_path: Path, monkeypatch: pytest.Monk
             convert(recipe)
         assert not (small / "out").exists()
         with monkeypatch.context() as patch:
-            patch.setattr("converter_core.output_folder.free_disk", lambda output: 1 << 40)
+            patch.setattr("converter_core.output.state.free_disk", lambda output: 1 << 40)
             with pytest.raises(ConversionError, match=r"the disk is full, \d{7} more bytes are needed there"):
                 convert(recipe)
         assert not visible(small / "out")

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 
+from converter_core.api.formats import UNQUANTIZED
+from converter_core.api.tensors import dtype_name
+from converter_core.api.values import ITEMSIZE, OutputTensor, PlannedWeight, TensorSpec, WeightInfo
+from converter_core.containers.safetensors import SAFETENSORS, SafetensorsReader, parse_header
 from converter_core.errors import CheckpointError
-from converter_core.safetensors_file import SAFETENSORS, SafetensorsReader, parse_header
-from converter_core.specs import ITEMSIZE, OutputTensor, PlannedWeight, TensorSpec, WeightInfo
-from converter_core.tensors import dtype_name
 
 
 def planned(**specs):
     return [
-        PlannedWeight(WeightInfo(key, {}), key, spec, "none", (OutputTensor(key, "weight", spec),))
+        PlannedWeight(WeightInfo(key, {}), key, spec, UNQUANTIZED, (OutputTensor(key, "weight", spec),))
         for key, spec in specs.items()
     ]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from converter_core.safetensors_file import SAFETENSORS
-from converter_core.sample import write_headers_only, write_sample
-from converter_core.specs import Sample, TensorSpec
+from converter_core.api.values import SyntheticCheckpoint, TensorSpec
+from converter_core.checkpoint.synthetic import write_headers_only, write_synthetic
+from converter_core.containers.safetensors import SAFETENSORS
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
@@ -21,7 +21,7 @@ def small(layers=3):
         tensors[f"blocks.{number}.linear.weight"] = TensorSpec("BF16", (64, 128))
         tensors[f"blocks.{number}.linear.bias"] = TensorSpec("BF16", (64,))
         tensors[f"blocks.{number}.norm.weight"] = TensorSpec("BF16", (64,))
-    return Sample(tensors, {"dim": 64})
+    return SyntheticCheckpoint(tensors, {"dim": 64})
 
 
 def load(paths):
@@ -34,7 +34,7 @@ def load(paths):
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 def test_a_sharded_checkpoint_with_what_stands_beside_it(tmp_path, dtype):
     sample = small()
-    paths = write_sample(tmp_path / "model", sample, dtype=dtype)
+    paths = write_synthetic(tmp_path / "model", sample, dtype=dtype)
     assert [path.name for path in paths] == [
         f"diffusion_pytorch_model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)
     ]
@@ -52,7 +52,7 @@ def test_a_sharded_checkpoint_with_what_stands_beside_it(tmp_path, dtype):
 
 
 def test_shards_cut_blocks(tmp_path):
-    write_sample(tmp_path, small())
+    write_synthetic(tmp_path, small())
     files = {}
     for key, file in json.loads((tmp_path / INDEX).read_text())["weight_map"].items():
         files.setdefault(".".join(key.split(".")[:2]), set()).add(file)
@@ -60,22 +60,24 @@ def test_shards_cut_blocks(tmp_path):
 
 
 def test_values_are_like_those_of_a_trained_model(tmp_path):
-    tensors = load(write_sample(tmp_path, Sample({"x.weight": TensorSpec("F32", (256, 512))}), dtype="F32"))
+    tensors = load(
+        write_synthetic(tmp_path, SyntheticCheckpoint({"x.weight": TensorSpec("F32", (256, 512))}), dtype="F32")
+    )
     weight = tensors["x.weight"]
     assert weight.ne(0).all()
     rows = weight.abs().median(dim=1).values
     assert rows.max() / rows.min() > 3
     assert (weight.abs().amax(dim=1) / weight.std(dim=1)).max() > 6
-    norm = load(write_sample(tmp_path / "b", small()))["blocks.0.norm.weight"].float()
+    norm = load(write_synthetic(tmp_path / "b", small()))["blocks.0.norm.weight"].float()
     assert (norm.mean() - 1).abs() < 0.1
     assert norm.std() > 0.02
 
 
 def test_values_depend_on_seed_and_name_alone(tmp_path):
-    first = load(write_sample(tmp_path / "a", small(), shards=3))
-    again = load(write_sample(tmp_path / "b", small(), shards=1))
-    other = load(write_sample(tmp_path / "c", small(), seed=1))
-    respelt = load(write_sample(tmp_path / "d", small(), rename=lambda name: f"model.{name}"))
+    first = load(write_synthetic(tmp_path / "a", small(), shards=3))
+    again = load(write_synthetic(tmp_path / "b", small(), shards=1))
+    other = load(write_synthetic(tmp_path / "c", small(), seed=1))
+    respelt = load(write_synthetic(tmp_path / "d", small(), rename=lambda name: f"model.{name}"))
     assert not (tmp_path / "b" / INDEX).exists()
     assert (tmp_path / "b" / "diffusion_pytorch_model.safetensors").exists()
     for key, tensor in first.items():

@@ -15,19 +15,21 @@ from converter_core import (
     PlanError,
     PlannedWeight,
     PluginError,
-    Source,
     Stored,
     Target,
+    TensorRef,
     TensorSpec,
     WeightInfo,
     convert,
-    faults,
     hookimpl,
     inspect,
     load_plugins,
     make_plan,
     verify,
 )
+from converter_core.api.contexts import ModelFacts, SourceTensors, WeightContext
+from converter_core.api.formats import QuantFormat
+from converter_core.plugins import attribution as faults
 from converter_core.testing.samples import BareTarget
 from converter_plugins.models.wan_dit import WanDit
 
@@ -37,44 +39,45 @@ class Mine(BareTarget):
 
 
 class Misnames(Mine):
-    def key(self, name: str, role: str) -> str:
-        return nmae  # type: ignore[name-defined]  # noqa: F821
+    def key(self, context: WeightContext, role: str, /) -> str:
+        return nmae  # type: ignore[context.name-defined]  # noqa: F821
 
 
 class Misencodes(Mine):
-    def encode(self, format: str, parts: Parts, /) -> Parts:
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         return {"weight": parts["wieght"]}
 
 
 class Renames(Mine):
-    def encode(self, format: str, parts: Parts, /) -> Parts:
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         return {"codes" if role == "weight" else role: part for role, part in parts.items()}
 
 
 class AddsText(Mine):
-    def extras(self, weights: Sequence[PlannedWeight], /) -> Extras:
+    def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
         return Extras(side_files={"mine.json": "{}"})  # type: ignore[dict-item]
 
 
 class MisreadsOthers(Mine):
-    def scan(self, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], /) -> Mapping[str, Stored]:
-        return dict.fromkeys(tensors, metadata["mine"])  # type: ignore[misc]
+    def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
+        return dict.fromkeys(tensors, tensors.metadata["mine"])  # type: ignore[misc]
 
 
 class LosesTheScale(Mine):
-    def decode(self, format: str, stored: Parts, /) -> Parts:
+    def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         return {"weight": stored["weight"]}
 
 
 class TurnsRound(Mine):
-    def decode(self, format: str, stored: Parts, /) -> Parts:
+    def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         return {**stored, "weight": stored["weight"].flip(1)}
 
 
 class ScansItsOwn(Mine):
-    def scan(self, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], /) -> Mapping[str, Stored]:
+    def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
         stems = [key.removesuffix("/scale") for key in tensors if key.endswith("/scale")]
-        return {stem: Stored("int8", {role: f"{stem}/{role}" for role in ("weight", "scale")}) for stem in stems}
+        format = QuantFormat("int8", "int8")
+        return {stem: Stored(format, {role: f"{stem}/{role}" for role in ("weight", "scale")}) for stem in stems}
 
 
 class ByKind(LayoutWriter):
@@ -108,7 +111,7 @@ class Tiny(ModelAdapter):
     name = "tiny"
     modules = ("ffn",)
 
-    def knows(self, key: str) -> bool:
+    def owns_key(self, key: str) -> bool:
         return "ffn" in key
 
     def recognise(self, tensors: Mapping[str, TensorSpec]) -> str | None:
@@ -116,7 +119,7 @@ class Tiny(ModelAdapter):
 
     def weights(self, tensors: Mapping[str, TensorSpec]) -> Iterable[WeightInfo]:
         for key in tensors:
-            yield WeightInfo(key, {"weight": Source(key)}, "other")
+            yield WeightInfo(key, {"weight": TensorRef(key)}, "other")
 
 
 class Stumbles(Tiny):
@@ -125,13 +128,13 @@ class Stumbles(Tiny):
 
 
 class StumblesAtKeys(Tiny):
-    def knows(self, key: str) -> bool:
+    def owns_key(self, key: str) -> bool:
         return key[1000] == "x"
 
 
 class SeesGhosts(Tiny):
     def weights(self, tensors: Mapping[str, TensorSpec]) -> Iterable[WeightInfo]:
-        yield WeightInfo("ghost", {"weight": Source("blocks.0.ffn.0.wieght")}, "linear", "ffn")
+        yield WeightInfo("ghost", {"weight": TensorRef("blocks.0.ffn.0.wieght")}, "linear", "ffn")
 
 
 class CountsTwice(Tiny):
@@ -141,7 +144,7 @@ class CountsTwice(Tiny):
 
 class SourcesBare(Tiny):
     def weights(self, tensors: Mapping[str, TensorSpec]) -> Iterable[WeightInfo]:
-        return [WeightInfo(key, Source(key)) for key in tensors]  # type: ignore[arg-type]
+        return [WeightInfo(key, TensorRef(key)) for key in tensors]  # type: ignore[arg-type]
 
 
 def registry(*classes: type) -> Any:
@@ -186,7 +189,7 @@ def test_what_is_raised_comes_with_its_place(
     ("cls", "keys", "fault"),
     [
         (Misencodes, {"target.format": "mine"}, "fault of the plugin: target mine: KeyError: 'wieght' ("),
-        (Renames, {"target.format": "mine"}, "target mine: encode must store one part as weight; it returns codes, sc"),
+        (Renames, {"target.format": "mine"}, "target mine: decode does not undo encode; weight is not what it was"),
         (
             LosesTheScale,
             {"target.format": "mine"},
@@ -210,7 +213,7 @@ def test_a_broken_contract_is_an_error_of_the_plan(asked: Any, cls: type, keys: 
 
 def test_a_target_that_fails_on_other_files_stops_no_one(asked: Any, wan_source: Any, tmp_path: Any) -> None:
     found = registry(MisreadsOthers)
-    remark = f"plugin mine is left out, for it fails: KeyError: 'mine' {line(MisreadsOthers, 'scan')}"
+    remark = f"skipping plugin mine: KeyError: 'mine' {line(MisreadsOthers, 'detect')}"
     with make_plan(asked("int8"), found) as plan:
         assert any(remark in warning for warning in plan.warnings)
     seen = inspect(wan_source, found)
@@ -225,18 +228,18 @@ def test_a_target_that_fails_on_other_files_stops_no_one(asked: Any, wan_source:
 
 
 def test_a_model_that_fails_on_other_files_is_told_once() -> None:
-    left_out: list[str] = []
-    knows = faults.knowing([StumblesAtKeys(), WanDit()], left_out)
+    skipped: list[str] = []
+    knows = faults.owned_by_any([StumblesAtKeys(), WanDit()], skipped)
     assert [knows(key) for key in ("blocks.0.ffn.0.weight", "patch_embedding.weight", "strange")] == [True, True, False]
-    assert len(left_out) == 1
-    assert f"IndexError: string index out of range {line(StumblesAtKeys, 'knows')}knows)" in left_out[0]
-    answers = faults.asked([Stumbles(), WanDit()], lambda adapter: adapter.recognise({}), left_out)
+    assert len(skipped) == 1
+    assert f"IndexError: string index out of range {line(StumblesAtKeys, 'owns_key')}owns_key)" in skipped[0]
+    answers = faults.call_each([Stumbles(), WanDit()], lambda adapter: adapter.recognise({}), skipped)
     assert [(adapter.name, answer) for adapter, answer in answers] == [("wan_dit", None)]
-    assert "KeyError: 'nowhere'" in left_out[1]
+    assert "KeyError: 'nowhere'" in skipped[1]
 
 
 def test_a_fault_of_the_core_keeps_its_traceback(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter_core.planning.groups", "no function")
+    monkeypatch.setattr("converter_core.planning.outputs.groups_of", "no function")
     with pytest.raises(TypeError, match="not callable"):
         make_plan(asked("int8"), registry(Mine))
 

@@ -18,15 +18,15 @@ import pytest
 import torch
 import typer
 
+from converter_core.api.values import SyntheticCheckpoint
+from converter_core.checkpoint.synthetic import write_headers_only, write_synthetic
 from converter_core.cli import run
 from converter_core.cli.app import app
 from converter_core.inspection import inspect
-from converter_core.plan import Plan
-from converter_core.planning import make_plan
-from converter_core.registry import load_plugins
-from converter_core.sample import write_headers_only, write_sample
-from converter_core.specs import Sample
-from converter_plugins.models.wan_dit import SAMPLE, VARIANTS, WanDit
+from converter_core.planning.plan import Plan
+from converter_core.planning.planner import make_plan
+from converter_core.plugins.registry import load_plugins
+from converter_plugins.models.wan_dit import SYNTHETIC, VARIANTS, WanDit
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "README.zh-CN.md", "docs/wan2.1.md": "docs/zh/wan2.1.md"}
@@ -79,12 +79,12 @@ def rows(page: str, heading: str) -> Iterator[list[str]]:
 @pytest.fixture
 def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as the pages assume it, with small models in the place of the real ones."""
-    image = WanDit().sample()
-    text = Sample(replace(SAMPLE, image=False, in_dim=16).inventory("BF16"), image.config)
-    write_sample(tmp_path / "models/Wan2.1-I2V-14B-480P", image)
-    write_sample(tmp_path / "models/Wan2.1-I2V-14B-720P", image, dtype="F32", seed=1)
-    write_sample(tmp_path / "models/Wan2.1-T2V-1.3B", text, shards=1)
-    linears = [f"blocks.{number}.{name}.weight" for number in range(SAMPLE.num_layers) for name in LINEARS]
+    image = WanDit().synthetic()
+    text = SyntheticCheckpoint(replace(SYNTHETIC, image=False, in_dim=16).inventory("BF16"), image.config)
+    write_synthetic(tmp_path / "models/Wan2.1-I2V-14B-480P", image)
+    write_synthetic(tmp_path / "models/Wan2.1-I2V-14B-720P", image, dtype="F32", seed=1)
+    write_synthetic(tmp_path / "models/Wan2.1-T2V-1.3B", text, shards=1)
+    linears = [f"blocks.{number}.{name}.weight" for number in range(SYNTHETIC.num_layers) for name in LINEARS]
     absmax = {name: torch.tensor(1.0 + index) for index, name in enumerate(linears)}
     torch.save({"absmax": absmax}, tmp_path / "calib.pt")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
@@ -255,14 +255,16 @@ def planned(headers: Path, variant: str, method: str, dtype: str = "keep") -> Pl
 
 def test_the_sizes_of_the_readme_are_those_of_the_plan(headers: Path) -> None:
     for scheme, _, size, _ in rows("README.md", "Schemes"):
-        assert size == gigabytes(planned(headers, "I2V-14B", scheme.strip("`")).bytes_after), scheme
+        assert size == gigabytes(planned(headers, "I2V-14B", scheme.strip("`")).outputs[0].bytes_after), scheme
 
 
 def test_the_sizes_of_the_guide_are_those_of_the_plan(headers: Path) -> None:
     for scheme, *sizes, _ in rows("docs/wan2.1.md", "Which scheme?"):
         method, *more = re.findall(r"`([^`]+)`", scheme)
         dtype = more[0].removeprefix("--non_linear_dtype ") if more else "keep"
-        expected = [planned(headers, name, method, dtype).bytes_after for name in ("I2V-14B", "T2V-14B", "T2V-1.3B")]
+        expected = [
+            planned(headers, name, method, dtype).outputs[0].bytes_after for name in ("I2V-14B", "T2V-14B", "T2V-1.3B")
+        ]
         assert sizes == [gigabytes(count) for count in expected], scheme
 
 
@@ -271,11 +273,11 @@ def test_the_models_of_the_guide_are_those_of_the_plan(headers: Path) -> None:
         variant = name.split(" ")[0]
         plan = planned(headers, variant, "int8")
         structure = VARIANTS[variant]
-        assert plan.variant == variant
+        assert plan.model.variant == variant
         assert [blocks, dims] == [str(structure.num_layers), f"{structure.dim} / {structure.ffn_dim}"]
         assert tensors == str(len(plan.checkpoint.tensors))
-        assert quantized == str(sum(group.count for group in plan.groups if group.method == "int8"))
-        assert size == gigabytes(plan.bytes_before)
+        assert quantized == str(sum(group.count for group in plan.outputs[0].groups if group.method == "int8"))
+        assert size == gigabytes(plan.outputs[0].bytes_before)
 
 
 def test_the_table_of_flags_names_every_flag_of_lightx2v_and_no_other() -> None:
@@ -298,4 +300,4 @@ def test_a_flag_of_the_table_is_there_or_refused_by_name(capsys: pytest.CaptureF
                 assert f"there is no {flag.replace('_', '-')} here:" in told
             else:
                 assert flag.replace("_", "-") in known, flag
-                assert "there is no" not in told, flag
+                assert "there is no --" not in told, flag

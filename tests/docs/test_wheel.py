@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path, PurePosixPath
@@ -44,7 +46,7 @@ def test_all_files_of_both_packages_and_no_others(wheel: zipfile.ZipFile) -> Non
     compiled = {name for name in held if name.endswith(".so")}
     assert held - compiled == expected
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    libraries = ("converter_core/_compiled_sums", "converter_plugins/quantizers/_compiled_loops")
+    libraries = ("converter_core/verification/_compiled_sums", "converter_plugins/quantizers/_compiled_loops")
     assert compiled <= {library + suffix for library in libraries}
     assert {f"{name}/py.typed" for name in PACKAGES} <= held
 
@@ -62,3 +64,19 @@ def test_every_entry_point_leads_to_a_module(wheel: zipfile.ZipFile) -> None:
 def test_the_licence_is_in_it(wheel: zipfile.ZipFile) -> None:
     (name,) = (name for name in wheel.namelist() if name.endswith("/LICENSE"))
     assert "Apache License" in wheel.read(name).decode()
+
+
+def test_the_sdist_holds_tests_docs_and_examples(tmp_path: Path) -> None:
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", ".*", "build", "dist")
+    shutil.copytree(ROOT, tmp_path / "tree", ignore=ignore)
+    build = "from setuptools import build_meta; print(build_meta.build_sdist('.'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path / "tree", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "tree").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert held >= {"CHANGELOG.md", "README.md", "README.zh-CN.md", "Makefile", "LICENSE", "pyproject.toml"}
+    for folder in ("tests", "docs", "examples", "converter_core", "plugins"):
+        files = (p for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix not in (".so", ".pyc"))
+        own = {p.relative_to(ROOT).as_posix() for p in files if not re.search(r"egg-info|/site/|/\.", p.as_posix())}
+        assert own - held == set()

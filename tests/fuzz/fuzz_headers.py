@@ -21,11 +21,11 @@ import atheris
 with atheris.instrument_imports(include=["converter_core", "json", "yaml"]):
     import yaml  # noqa: F401 (instrumented)
 
+    from converter_core.containers.index import read_index
+    from converter_core.containers.safetensors import parse_header
     from converter_core.errors import ConverterError
-    from converter_core.index_file import read_index
-    from converter_core.recipe import load_recipe
-    from converter_core.registry import load_plugins
-    from converter_core.safetensors_file import parse_header
+    from converter_core.plugins.registry import load_plugins
+    from converter_core.recipe.load import load_recipe
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz_headers."))
 REGISTRY = load_plugins()

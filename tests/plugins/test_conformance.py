@@ -81,7 +81,8 @@ class TestChunkedByCount(LayoutWriterConformance):
 
 class TestWanDit(ModelConformance):
     model = WanDit()
-    dialects = ("original", "diffusers")
+    key_formats = ("original", "diffusers")
+    other_modules = ("audio_injector", "face_adapter")
 
 
 class TestCpu(DeviceConformance):

@@ -25,9 +25,9 @@ class EvenInt8(Quantizer):
     """
 
     name: ClassVar[str] = "even_int8"
-    row_tile: ClassVar[int | None] = INNER.row_tile
+    row_block: ClassVar[int | None] = INNER.row_block
 
-    def statistic(self, rows: Tensor, /) -> Parts:
+    def observe(self, rows: Tensor, /) -> Parts:
         return {"reach": rows.float().abs().amax(0)}
 
     def quantize(self, weight: Tensor, /, *, reach: Tensor) -> Parts:
@@ -37,8 +37,8 @@ class EvenInt8(Quantizer):
     def dequantize(self, parts: Parts, /) -> Tensor:
         return INNER.dequantize(parts) * parts["column_factor"]
 
-    def step(self, parts: Parts, /) -> Tensor:
-        return INNER.step(parts) * parts["column_factor"]
+    def quantization_step(self, parts: Parts, /) -> Tensor:
+        return INNER.quantization_step(parts) * parts["column_factor"]
 
 
 def power_of_two(reach: Tensor) -> Tensor:

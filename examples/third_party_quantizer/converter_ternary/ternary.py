@@ -21,7 +21,7 @@ class Ternary(Quantizer):
     """
 
     name: ClassVar[str] = "ternary"
-    row_tile: ClassVar[int | None] = 1  # rows know nothing of each other
+    row_block: ClassVar[int | None] = 1  # rows know nothing of each other
 
     threshold: float = 0.7
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import DeviceBackend, Lane
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import DeviceBackend, DeviceStream
 
 from ._host_memory import available_memory
 
 if TYPE_CHECKING:
-    from converter_core.specs import Parts
+    from converter_core.api.values import Parts
 
 
 class Cpu(DeviceBackend):
@@ -36,11 +36,11 @@ class Cpu(DeviceBackend):
         """2.5 MiB, 256 rows of 5120 bfloat16: with less, workers wait for each other in the interpreter."""
         return 5 * 2**19
 
-    def lane(self, device: torch.device) -> AbstractContextManager[Lane]:
-        return _lane()
+    def stream(self, device: torch.device) -> AbstractContextManager[DeviceStream]:
+        return _stream()
 
 
-class _CpuLane:
+class _CpuStream:
     """Tensors stay where they are. The staging buffer begins at a page and grows to the largest asked for."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ def _pages(nbytes: int) -> Tensor:
 
 
 class _SingleThread:
-    """One intra-op thread in every thread that has a lane; as it was when the last lane is left.
+    """One intra-op thread in every thread that has a stream; as it was when the last stream is left.
 
     ``torch.set_num_threads`` sets two things: the calling thread's own number, and the one that threads begin with
     that have not computed yet. A worker that begins while others run finds their 1 as its "before", so what was there
@@ -73,7 +73,7 @@ class _SingleThread:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lanes = 0
+        self._streams = 0
         self._before = 1
 
     @contextmanager
@@ -81,15 +81,15 @@ class _SingleThread:
         with self._lock:
             # asked in every thread: that begins its own number, which its first operation would else begin later
             before = torch.get_num_threads()
-            if not self._lanes:
+            if not self._streams:
                 self._before = before
-            self._lanes += 1
+            self._streams += 1
             torch.set_num_threads(1)
         try:
             yield
         finally:
             with self._lock:
-                self._lanes -= 1
+                self._streams -= 1
                 torch.set_num_threads(self._before)
 
 
@@ -97,9 +97,9 @@ _single_thread = _SingleThread()
 
 
 @contextmanager
-def _lane() -> Iterator[Lane]:
+def _stream() -> Iterator[DeviceStream]:
     with _single_thread():
-        yield _CpuLane()
+        yield _CpuStream()
 
 
 @hookimpl

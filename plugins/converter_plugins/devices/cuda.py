@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import DeviceBackend
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import DeviceBackend
 
-from ._cuda_lane import TorchCudaBackend, cards
+from ._cuda_stream import TorchCudaBackend, cards
 
 
 class Cuda(TorchCudaBackend):

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 
 import torch
 
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import DeviceBackend
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import DeviceBackend
 
-from ._cuda_lane import TorchCudaBackend, cards
+from ._cuda_stream import TorchCudaBackend, cards
 
 
 class HygonDcu(TorchCudaBackend):
     """Hygon DCUs, by the ROCm build of torch that comes with DTK; ``hygon_dcu:N`` is torch's ``cuda:N``."""
 
     name = "hygon_dcu"
+    recipe_note = (
+        "This recipe converts on a Hygon DCU, with the torch of its DTK. LightX2V runs int8 there and nothing else: "
+        '"dit_quant_scheme": "int8-vllm-hygon-dcu", "lazy_load": false.'
+    )
 
     def devices(self) -> Sequence[torch.device]:
         return cards() if getattr(torch.version, "hip", None) and torch.cuda.is_available() else []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import LayoutWriter
-from converter_core.specs import PlannedWeight
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import LayoutWriter
+from converter_core.api.values import PlannedWeight
 
 
 class ByBlock(LayoutWriter):
@@ -14,6 +15,7 @@ class ByBlock(LayoutWriter):
 
     # LightX2V's lazy_load asks for exactly these names (common/ops/utils.py, networks/base_model.py)
     name = "by_block"
+    flag: ClassVar[str] = "--save-by-block"
     indexed = True
 
     def files(self, name: str, weights: Sequence[PlannedWeight]) -> Mapping[str, Sequence[PlannedWeight]]:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import LayoutWriter
+from converter_core.api.values import PlannedWeight
 from converter_core.errors import Refused
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import LayoutWriter
 from converter_core.sizes import parse_bytes
-from converter_core.specs import PlannedWeight
 
 
 @dataclass(frozen=True)
 class Chunked(LayoutWriter):
-    """``{name}-00001-of-0000N.safetensors``, filled in order, and an index.
+    """``{name}-00001-of-0000N.safetensors``, filled in the order of the weights' names, and an index.
+
+    Numbers within names count as numbers (block 2 comes before block 10). How the source was cut into files does not
+    show.
 
     chunk_size: bytes with a unit (``4GiB``; header not counted), or a count of tensors, where a weight and its scales
         count as one. A weight larger than the chunk has a file to itself. ``Refused`` for anything else.
     """
 
     name: ClassVar[str] = "chunked"
+    flag: ClassVar[str] = "--chunk-size"
     indexed: ClassVar[bool] = True
     chunk_size: int | str = "4GiB"
 
@@ -32,7 +37,7 @@ class Chunked(LayoutWriter):
         limit, in_bytes = self._limit()
         chunks: list[list[PlannedWeight]] = []
         room = 0
-        for weight in weights:
+        for weight in sorted(weights, key=lambda weight: _natural(weight.name)):
             size = weight.nbytes if in_bytes else 1
             if not chunks or size > room:
                 chunks.append([])
@@ -57,6 +62,12 @@ class Chunked(LayoutWriter):
             f"chunk_size: {size!r} is neither bytes with a unit (4GiB) nor a count of tensors from 1; "
             "for everything in one file choose layout single_file"
         )
+
+
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorts names so that numbers within them count as numbers; ``w01`` and ``w1``, equal so far, by their text."""
+    runs = re.split(r"([0-9]+)", name)  # text, digits, text ...: each place compares like with like
+    return [(int(run), "") if place % 2 else (0, run) for place, run in enumerate(runs)], name
 
 
 @hookimpl

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import LayoutWriter
-from converter_core.specs import PlannedWeight
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import LayoutWriter
+from converter_core.api.values import PlannedWeight
 
 
 class SingleFile(LayoutWriter):
     """``{name}.safetensors``, no index."""
 
     name = "single_file"
+    flag: ClassVar[str] = "--single-file"
     default = True
 
     def files(self, name: str, weights: Sequence[PlannedWeight]) -> Mapping[str, Sequence[PlannedWeight]]:

@@ -1,4 +1,4 @@
-"""``config.json`` of Wan transformers, in the original naming and in that of diffusers."""
+"""``config.json`` of Wan transformers, in the original key format and in that of diffusers."""
 
 from __future__ import annotations
 

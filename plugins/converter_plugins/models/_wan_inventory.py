@@ -1,8 +1,8 @@
 """Every tensor of a Wan transformer: its two names, its shape by dimension, its kind. Names, shapes and checks follow
 from this one table.
 
-Original naming: wan/modules/model.py of Wan-Video/Wan2.1.
-Diffusers naming: transformer_wan.py of huggingface/diffusers.
+Original key format: wan/modules/model.py and vace_model.py of Wan-Video/Wan2.1, animate and s2v of Wan-Video/Wan2.2.
+Diffusers key format: transformer_wan.py and transformer_wan_vace.py of huggingface/diffusers.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
-from converter_core.specs import TensorSpec
+from converter_core.api.values import TensorSpec
 
 BLOCK = "blocks.{}."
-"""Stands for ``blocks.0.``, ``blocks.1.`` ... in both namings."""
+"""Stands for ``blocks.0.``, ``blocks.1.`` ... in both key formats."""
+
+VACE = "vace_blocks.{}."
+FUSER = "face_adapter.fuser_blocks.{}."
+INJECTOR = "audio_injector.injector.{}."
+ADAIN = "audio_injector.injector_adain_layers.{}."
 
 Axis = int | str
 """A length: a number, a dimension (``dim``), or a multiple of one (``6*dim``)."""
@@ -22,9 +27,10 @@ Axis = int | str
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor, or one of every block where the names start with ``BLOCK``.
+    """One tensor, or one of every block where its names hold ``{}``.
 
-    branch: ``image`` where only models with an image branch have it, ``flf`` where only first-last-frame ones do.
+    branch: what a model must have to have it: ``image``, ``flf`` (first and last frame) or ``vace``.
+    only_first: only the first block of its stack has it.
     """
 
     name: str
@@ -32,14 +38,15 @@ class Row:
     shape: tuple[Axis, ...]
     kind: str
     branch: str = ""
-
-    @property
-    def in_block(self) -> bool:
-        return self.name.startswith(BLOCK)
+    only_first: bool = False
 
     @property
     def module(self) -> str:
-        return self.name.removeprefix(BLOCK).partition(".")[0] if self.in_block else ""
+        """``self_attn``, ``cross_attn`` or ``ffn`` of a transformer block; of an adapter its first name."""
+        stack, _, inside = self.name.partition("{}.")
+        if not inside:
+            return ""
+        return (inside if stack in ("blocks.", "vace_blocks.") else stack).partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Structure:
     """The dimensions of a Wan transformer: what decides its tensors and their shapes.
 
     image: image cross-attention and image embedding. flf: the position embedding of first-last-frame models.
+    vace_layers, fuser_layers, injector_layers: blocks of VACE, of Animate's face adapter, of S2V's audio injector.
     """
 
     dim: int
@@ -60,21 +68,25 @@ class Structure:
     image_tokens: int = 514
     image: bool = False
     flf: bool = False
+    vace_layers: int = 0
+    vace_in_dim: int = 96
+    fuser_layers: int = 0
+    injector_layers: int = 0
 
     def inventory(self, dtype: str = "F32") -> dict[str, TensorSpec]:
         """Every tensor by its original name, in the order of the model's own state dict."""
         dims: Mapping[str, int] = asdict(self)
         specs: dict[str, TensorSpec] = {}
-        for part in (HEAD_OF_MODEL, BLOCKS, TAIL_OF_MODEL):
-            for number in range(self.num_layers if part is BLOCKS else 1):
-                for row in part:
-                    if self.has(row):
+        for part in PARTS:
+            for number in range(dims[part.count] if part.count else 1):
+                for row in part.rows:
+                    if self.has(row) and not (row.only_first and number):
                         lengths = (length(axis, dims) for axis in row.shape)
                         specs[row.name.format(number)] = TensorSpec(dtype, tuple(lengths))
         return specs
 
     def has(self, row: Row) -> bool:
-        return not row.branch or bool(getattr(self, row.branch))
+        return not row.branch or bool(self.vace_layers if row.branch == "vace" else getattr(self, row.branch))
 
 
 def split(axis: str) -> tuple[int, str]:
@@ -150,16 +162,95 @@ TAIL_OF_MODEL: tuple[Row, ...] = (
     *_layer_norm("img_emb.proj.4", f"{_IMAGE}.norm2", "dim", "image"),
 )
 
-ROWS = (*HEAD_OF_MODEL, *BLOCKS, *TAIL_OF_MODEL)
+VACE_BLOCKS: tuple[Row, ...] = (
+    *(
+        replace(
+            row,
+            name=VACE + row.name.removeprefix(BLOCK),
+            diffusers=VACE + row.diffusers.removeprefix(BLOCK),
+            branch="vace",
+        )
+        for row in BLOCKS
+        if not row.branch
+    ),
+    *(
+        replace(row, only_first=True)
+        for row in _linear(f"{VACE}before_proj", f"{VACE}proj_in", "dim", "dim", "other", "vace")
+    ),
+    *_linear(f"{VACE}after_proj", f"{VACE}proj_out", "dim", "dim", "other", "vace"),
+)
+
+VACE_EMBEDDING: tuple[Row, ...] = (
+    Row(
+        "vace_patch_embedding.weight",
+        "vace_patch_embedding.weight",
+        ("dim", "vace_in_dim", 1, 2, 2),
+        "embedding",
+        "vace",
+    ),
+    Row("vace_patch_embedding.bias", "vace_patch_embedding.bias", ("dim",), "bias", "vace"),
+)
+
+# Of Animate and S2V the table lists what LightX2V builds with its quantized class; their other tensors are extra.
+FUSERS: tuple[Row, ...] = (
+    *_linear(f"{FUSER}linear1_kv", f"{FUSER}linear1_kv", "2*dim", "dim", "linear"),
+    *_linear(f"{FUSER}linear1_q", f"{FUSER}linear1_q", "dim", "dim", "linear"),
+    *_linear(f"{FUSER}linear2", f"{FUSER}linear2", "dim", "dim", "linear"),
+)
+INJECTORS: tuple[Row, ...] = tuple(
+    row for name in "qkvo" for row in _linear(f"{INJECTOR}{name}", f"{INJECTOR}{name}", "dim", "dim", "linear")
+)
+# only some S2V models have these; nothing but the tensor itself says how large they are
+ADAINS: tuple[Row, ...] = tuple(_linear(f"{ADAIN}linear", f"{ADAIN}linear", "adain_rows", "adain_columns", "linear"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that follow each other in the state dict. count: the field of ``Structure`` that says how many times."""
+
+    rows: tuple[Row, ...]
+    count: str = ""
+
+
+PARTS = (
+    Part(HEAD_OF_MODEL),
+    Part(BLOCKS, "num_layers"),
+    Part(TAIL_OF_MODEL),
+    Part(VACE_BLOCKS, "vace_layers"),
+    Part(VACE_EMBEDDING),
+    Part(FUSERS, "fuser_layers"),
+    Part(INJECTORS, "injector_layers"),
+)
+
+OUTSIDE = (*HEAD_OF_MODEL, *TAIL_OF_MODEL, *VACE_EMBEDDING)
+"""What stands once in a model."""
+
+STACKS: Mapping[str, tuple[Row, ...]] = MappingProxyType(
+    {BLOCK: BLOCKS, VACE: VACE_BLOCKS, FUSER: FUSERS, INJECTOR: INJECTORS, ADAIN: ADAINS}
+)
+"""What stands in every block of a stack."""
+
+ROWS = (*OUTSIDE, *(row for rows in STACKS.values() for row in rows))
 
 _14B = Structure(dim=5120, ffn_dim=13824, num_layers=40)
+_1_3B = Structure(dim=1536, ffn_dim=8960, num_layers=30)
 
 VARIANTS: Mapping[str, Structure] = MappingProxyType(
     {
         "I2V-14B": replace(_14B, in_dim=36, image=True),
         "T2V-14B": _14B,
-        "T2V-1.3B": Structure(dim=1536, ffn_dim=8960, num_layers=30),
+        "T2V-1.3B": _1_3B,
         "FLF2V-14B": replace(_14B, in_dim=36, image=True, flf=True),
+        "VACE-14B": replace(_14B, vace_layers=8),
+        "VACE-1.3B": replace(_1_3B, vace_layers=15),
+        "I2V-A14B": replace(_14B, in_dim=36),
+        "TI2V-5B": Structure(dim=3072, ffn_dim=14336, num_layers=30, in_dim=48, out_dim=48),
+        "Animate-14B": replace(_14B, in_dim=36, image=True, fuser_layers=8),
+        "S2V-14B": replace(_14B, injector_layers=12),
     }
 )
-"""The released Wan2.1 models: wan/configs/*.py, and ``in_dim`` 36 from the I2V checkpoints' own config.json."""
+"""The released Wan2.1 and Wan2.2 models: wan/configs/*.py, and ``in_dim`` from the checkpoints' own config.json.
+
+An expert of T2V-A14B has the tensors of T2V-14B, one of VACE-Fun-A14B those of VACE-14B. Of Animate and S2V the
+inventory lists less than they hold.
+"""

@@ -1,62 +1,74 @@
-"""Wan2.1 diffusion transformers: original and diffusers naming, any size, with or without the image branch."""
+"""Wan2.1 and Wan2.2 diffusion transformers: original and diffusers key format, any size, with or without images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import ModelAdapter
-from converter_core.specs import Sample, Source, TensorSpec, WeightInfo
+from converter_core.api.contexts import SourceTensors
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import ModelAdapter
+from converter_core.api.values import SyntheticCheckpoint, TensorRef, WeightInfo
 
 from . import _wan_config, _wan_names
-from ._wan_inventory import VARIANTS, Structure
-from ._wan_survey import Survey
+from ._wan_inventory import FUSER, INJECTOR, VACE, VARIANTS, Structure
+from ._wan_tensors import WanTensors
 
-__all__ = ["HEAD_DIM", "SAMPLE", "VARIANTS", "Structure", "WanDit"]
+__all__ = ["HEAD_DIM", "SYNTHETIC", "VARIANTS", "Structure", "WanDit"]
 
 HEAD_DIM = 128
 """Of every released Wan model. No tensor's shape shows it, so the number of heads is derived from it."""
 
-SAMPLE = Structure(dim=256, ffn_dim=640, num_layers=3, in_dim=36, text_dim=512, image_dim=384, image=True)
+SYNTHETIC = Structure(dim=256, ffn_dim=640, num_layers=3, in_dim=36, text_dim=512, image_dim=384, image=True)
 
 
 class WanDit(ModelAdapter):
-    """Wan2.1 text-to-video, image-to-video and first-last-frame transformers, and fine-tunes of any size."""
+    """Wan2.1 and Wan2.2 transformers (T2V, I2V, FLF2V, TI2V, VACE, Animate, S2V), and fine-tunes of any size."""
 
     name: ClassVar[str] = "wan_dit"
-    modules: ClassVar[Sequence[str]] = ("self_attn", "cross_attn", "ffn")
+    modules: ClassVar[Sequence[str]] = ("self_attn", "cross_attn", "ffn", "face_adapter", "audio_injector")
 
-    def knows(self, key: str) -> bool:
+    def owns_key(self, key: str) -> bool:
         return _wan_names.is_telling(key)
 
-    def recognise(self, tensors: Mapping[str, TensorSpec]) -> str | None:
-        """``I2V-14B``, ``T2V-14B``, ``T2V-1.3B``, ``FLF2V-14B`` by dimensions and branches, else ``unknown``."""
-        survey = Survey(tensors)
-        return survey.variant() if survey.is_wan else None
+    def recognise(self, tensors: SourceTensors) -> str | None:
+        """The name of a released model (``VARIANTS``) by dimensions, branches and blocks, else ``unknown``."""
+        found = WanTensors(tensors)
+        return found.variant() if found.is_wan else None
 
-    def describe(self, tensors: Mapping[str, TensorSpec]) -> Mapping[str, Any]:
+    def describe(self, tensors: SourceTensors) -> Mapping[str, Any]:
         """Dimensions as far as the shapes show them; ``num_heads`` supposes heads of ``HEAD_DIM``."""
-        survey = Survey(tensors)
-        facts: dict[str, Any] = {"naming": survey.naming, "prefix": survey.prefix}
+        found = WanTensors(tensors)
+        facts: dict[str, Any] = {"key_format": found.key_format, "prefix": found.prefix}
         dims = ("dim", "ffn_dim", "in_dim", "out_dim", "text_dim", "freq_dim")
-        facts |= {dim: survey.dims[dim] for dim in dims if dim in survey.dims}
-        facts["num_layers"] = survey.num_layers
+        facts |= {dim: found.dims[dim] for dim in dims if dim in found.dims}
+        facts["num_layers"] = found.num_layers
         heads, rest = divmod(facts.get("dim", 0), HEAD_DIM)
         if heads and not rest:
             facts["num_heads"] = heads
-        facts["image_branch"] = survey.image
-        facts["first_last_frame"] = survey.flf
-        facts["extra_tensors"] = len(survey.extra)
+        facts["image_branch"] = found.image
+        facts["first_last_frame"] = found.flf
+        adapters = {"vace_blocks": VACE, "face_adapter_blocks": FUSER, "audio_injector_blocks": INJECTOR}
+        facts |= {fact: found.layers(stack) for fact, stack in adapters.items() if found.layers(stack)}
+        if found.variant() == "I2V-A14B":
+            facts["expert"] = "one of two, for high or for low noise; convert each into its own folder"
+        facts["extra_tensors"] = len(found.extra)
         return facts
 
-    def problems(self, tensors: Mapping[str, TensorSpec]) -> Iterable[str]:
-        return Survey(tensors).problems()
+    def problems(self, tensors: SourceTensors) -> Iterable[str]:
+        return WanTensors(tensors).problems()
 
-    def weights(self, tensors: Mapping[str, TensorSpec]) -> Iterator[WeightInfo]:
+    def foreign(self, tensors: SourceTensors) -> Collection[str]:
+        """Of all-in-one files: the VAE and the text encoder beside the transformer."""
+        return WanTensors(tensors).foreign
+
+    def weights(self, tensors: SourceTensors) -> Iterator[WeightInfo]:
         """Canonical names are the original ones, without prefix. What the inventory does not know is ``extra``."""
+        foreign = set(self.foreign(tensors))
         for key, spec in tensors.items():
-            sources = {"weight": Source(key)}
+            if key in foreign:
+                continue
+            sources = {"weight": TensorRef(key)}
             known = _wan_names.parse(key)
             if known is None:
                 name = _wan_names.bare(key)
@@ -68,19 +80,21 @@ class WanDit(ModelAdapter):
             module = known.row.module if known.row.module in self.modules else ""
             yield WeightInfo(known.name, sources, kind, module, known.block)
 
-    def rename(self, name: str, dialect: str) -> str:
-        """``dialect``: ``original`` or ``diffusers``; PluginError for another."""
-        return _wan_names.rename(name, dialect)
+    def rename(self, name: str, key_format: str) -> str:
+        """``key_format``: ``original`` or ``diffusers``; PluginError for another."""
+        return _wan_names.rename(name, key_format)
 
-    def config(self, config: Mapping[str, Any], dialect: str) -> Mapping[str, Any]:
-        """A diffusers config in the original naming. Any other mapping, and any other dialect: the same object."""
-        if dialect == "original" and _wan_config.is_diffusers(config):
+    def config(self, config: Mapping[str, Any], key_format: str) -> Mapping[str, Any]:
+        """A diffusers config in the original key format. Any other mapping or key format: the same object."""
+        if key_format == "original" and _wan_config.is_diffusers(config):
             return _wan_config.to_original(config)
         return config
 
-    def sample(self) -> Sample:
+    def synthetic(self) -> SyntheticCheckpoint:
         """A Wan2.1-I2V of three small blocks, bf16, 8 MB."""
-        return Sample(SAMPLE.inventory("BF16"), _wan_config.original(SAMPLE, SAMPLE.dim // HEAD_DIM))
+        return SyntheticCheckpoint(
+            SYNTHETIC.inventory("BF16"), _wan_config.original(SYNTHETIC, SYNTHETIC.dim // HEAD_DIM)
+        )
 
 
 @hookimpl

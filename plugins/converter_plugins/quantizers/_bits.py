@@ -23,7 +23,9 @@ SMALLEST_NORMAL = 2.0**-126
 
 
 def admit(weight: Tensor, multiple: int = 1) -> Tensor:
-    """The weight as a contiguous bf16, fp16 or fp32 matrix (fp64 is rounded to fp32), or ``Refused``.
+    """The weight as a contiguous bf16, fp16 or fp32 matrix, or ``Refused``.
+
+    fp64 is rounded to fp32; fp8 without scales holds ordinary values, which bf16 holds exactly.
 
     multiple: what the number of columns must be a multiple of.
     """
@@ -33,9 +35,11 @@ def admit(weight: Tensor, multiple: int = 1) -> Tensor:
         raise Refused(f"has no elements (shape {list(weight.shape)}); needs at least one row and one column")
     if weight.dtype is torch.float64:
         weight = weight.float()
+    if weight.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        weight = weight.to(torch.bfloat16)
     if weight.dtype not in SOURCE_DTYPES:
         name = str(weight.dtype).removeprefix("torch.")
-        raise Refused(f"is {name}; needs bfloat16, float16, float32 or float64")
+        raise Refused(f"is {name}; needs bfloat16, float16, float32, float64 or float8")
     if weight.shape[1] % multiple:
         raise Refused(f"has {weight.shape[1]} columns; needs a multiple of {multiple}")
     return weight.contiguous()

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from converter_core.compiled import DTYPES, load, suits
+from converter_core.native.loader import DTYPES, load, suits
 
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _WEIGHT = (_POINTER, _INT, _SIZE)

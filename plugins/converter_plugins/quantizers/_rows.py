@@ -9,8 +9,18 @@ from torch import Tensor
 
 from ._bits import SMALLEST_NORMAL, as_bf16, halving_sum
 
+ROUNDING = 2.0**-14
+"""What float32 may change of an error's square root, per square root of the columns. A quotient of at most 512 steps is
+rounded by at most 2^-16; by the triangle inequality both roots are wrong by no more, and their sums by much less."""
+
+SUM_ROUNDING = 2.0**-40
+"""More than float64 rounds a sum of 2^20 squares, relative to it."""
+
 Cost = Callable[..., Tensor]
 """(rows of the weight, their scales [rows, 1], ...) -> squared error of each row in steps of the scale, [rows, 1]."""
+
+Decoded = Callable[..., Tensor]
+"""(rows of the weight, their scales, ...) -> the rows as they come back after quantization, float32."""
 
 Stages = Sequence[Sequence[int]]
 
@@ -23,14 +33,16 @@ def scale_for(reach: Tensor, top: float) -> Tensor:
     return torch.where(reach == 0, torch.ones_like(scale), scale)
 
 
-def best_scale(weight: Tensor, first: Tensor, stages: Stages, cost: Cost, *per_row: Tensor) -> Tensor:
-    """Row by row the scale with the least squared error, the earliest of equals. [O, 1].
+def best_scale(weight: Tensor, first: Tensor, stages: Stages, cost: Cost, decoded: Decoded, *per_row: Tensor) -> Tensor:
+    """Row by row the scale with the least squared error, the earliest of equals. [O, 1]. No row is worse than with
+    ``first``, not even by what float32 rounds.
 
     first: bf16-representable scales. stages: which other bf16 numbers to try, as steps from ``first``, then as steps
-    from the best so far, within the range of the first stage. per_row: what else ``cost`` takes, [O, 1] each.
+    from the best so far, within the range of the first stage. per_row: what else ``cost`` and ``decoded`` take, [O, 1]
+    each.
     """
     lowest, highest = min(0, *stages[0]), max(0, *stages[0])
-    least = cost(weight, first, *per_row)
+    least = of_first = cost(weight, first, *per_row)
     best = torch.zeros_like(first, dtype=torch.int32)
     for steps in stages:
         centre = best
@@ -41,7 +53,23 @@ def best_scale(weight: Tensor, first: Tensor, stages: Stages, cost: Cost, *per_r
             squares = cost(weight, scale, *per_row).mul_(relative).mul_(relative)
             best = torch.where(squares < least, offset, best)
             least = torch.minimum(squares, least)
+    if weight.is_meta:  # has no rows to look at
+        return _moved(first, best)
+    slack = ROUNDING * weight.shape[1] ** 0.5
+    close = (best != 0) & (least.sqrt() + slack >= of_first.sqrt())
+    rows = close.flatten().nonzero().flatten()
+    if rows.numel():
+        near, start, *rest = (tensor.index_select(0, rows) for tensor in (weight, first, *per_row))
+        chosen = best.index_select(0, rows)
+        error = _real_error(near, decoded(near, _moved(start, chosen), *rest))
+        of_start = _real_error(near, decoded(near, start, *rest))
+        best.index_copy_(0, rows, torch.where(error < of_start * (1 - SUM_ROUNDING), chosen, 0))
     return _moved(first, best)
+
+
+def _real_error(weight: Tensor, decoded: Tensor) -> Tensor:
+    """Squared error of each row as a reader of the file finds it, in float64, [rows, 1]."""
+    return sum_of_squares(decoded.double().sub_(weight))
 
 
 def in_steps(weight: Tensor, scale: Tensor) -> Tensor:
@@ -59,17 +87,16 @@ def sum_of_squares(error: Tensor) -> Tensor:
     return halving_sum(error.mul_(error), 1)
 
 
-def legacy_scale(weight: Tensor, reach: Tensor, top: float) -> Tensor:
+def reference_scale(weight: Tensor, reach: Tensor, top: float) -> Tensor:
     """The scale in the source's dtype, computed in it, with the floor of 1e-5 that LightX2V's converter has.
 
-    In fp16 the smallest scales would be rounded to zero and divide to NaN; here they stay at fp16's smallest value.
+    fp16 rounds 1e-5 / 448 to zero: such scales are zero here too.
     """
     dtype = weight.dtype
     floor = torch.full_like(reach, 1e-5).to(dtype).float()
-    scale = (torch.maximum(reach, floor) / torch.full_like(reach, top)).to(dtype)
-    return scale.clamp_(min=2.0**-24) if dtype is torch.float16 else scale
+    return (torch.maximum(reach, floor) / torch.full_like(reach, top)).to(dtype)
 
 
-def legacy_quotient(weight: Tensor, scale: Tensor) -> Tensor:
+def reference_quotient(weight: Tensor, scale: Tensor) -> Tensor:
     """weight / scale rounded to the source's dtype, as float32."""
     return (weight.float() / scale.float()).to(weight.dtype).float()

@@ -9,26 +9,28 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from converter_core.api.formats import QuantFormat
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import Quantizer
 from converter_core.errors import Refused
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import Quantizer
 
 from . import _loops
 from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces, decode_e4m3
-from ._parity import Numerics, Parity
-from ._rows import best_scale, in_steps, legacy_quotient, legacy_scale, scale_for, sum_of_squares
+from ._reference import Numerics, Reference
+from ._rows import best_scale, in_steps, reference_quotient, reference_scale, scale_for, sum_of_squares
 
 if TYPE_CHECKING:
-    from converter_core.specs import Parts
+    from converter_core.api.values import Parts
 
 TOP = 448.0
+SMALLEST_FP16 = 2.0**-24
 OCTAVE = (range(4, 128, 4), (2, -2), (1, -1))
 """Steps from absmax / 448 to the larger bf16 scales that ``mse`` tries: an octave, after which the grid of mantissas
 returns; then around the best."""
 
 
 @dataclass(frozen=True)
-class Fp8(Parity, Quantizer):
+class Fp8(Reference, Quantizer):
     """8-bit floats (E4M3) with a scale per row: half the size of bf16, for GPUs that multiply them.
 
     Parts: ``weight`` float8_e4m3fn [O, I], ``scale`` float32 [O, 1] (bf16-representable). A weight is
@@ -41,7 +43,7 @@ class Fp8(Parity, Quantizer):
     """
 
     name: ClassVar[str] = "fp8"
-    row_tile: ClassVar[int | None] = 1
+    row_block: ClassVar[int | None] = 1
 
     per_channel: bool = True
     numerics: Numerics = "exact"
@@ -56,19 +58,23 @@ class Fp8(Parity, Quantizer):
             if not self.per_channel:
                 raise Refused("scale_rule: mse chooses a scale for each row; it needs per_channel: true")
 
-    def statistic(self, rows: Tensor, /) -> Parts:
+    @property
+    def format(self) -> QuantFormat:
+        return QuantFormat(self.name, "e4m3", 8, "row", scale_dtype="" if self.is_reference else "F32")
+
+    def observe(self, rows: Tensor, /) -> Parts:
         return {} if self.per_channel else {"amax": absmax_of_all(admit(rows))}
 
     def quantize(self, weight: Tensor, /, *, amax: Tensor | None = None) -> Parts:
         weight = admit(weight)
-        if self.legacy:
-            scale = legacy_scale(weight, absmax_of_rows(weight), TOP)
-            codes = _ties_away(legacy_quotient(weight, scale).clamp_(-TOP, TOP)).to(torch.float8_e4m3fn)
+        if self.is_reference:
+            scale = reference_scale(weight, absmax_of_rows(weight), TOP)
+            codes = _reference_codes(weight, scale)
         else:
             reach = absmax_of_rows(weight) if amax is None else amax
             scale = scale_for(reach.expand(weight.shape[0], 1), TOP)
             if self.scale_rule == "mse":
-                scale = best_scale(weight, scale, OCTAVE, _cost)
+                scale = best_scale(weight, scale, OCTAVE, _cost, _decoded)
             codes = _codes(weight, scale)
         return {"weight": codes, "scale": scale}
 
@@ -76,11 +82,24 @@ class Fp8(Parity, Quantizer):
         codes, scale = parts["weight"], parts["scale"].float()
         return _loops.e4m3_values(codes, scale) if _loops.suit(codes) else decode_e4m3(codes).mul_(scale)
 
-    def step(self, parts: Parts, /) -> Tensor:
+    def quantization_step(self, parts: Parts, /) -> Tensor:
         codes, scale = parts["weight"], parts["scale"].float()
         if _loops.suit(codes):
-            return _loops.e4m3_steps(codes, scale)
-        return _binade(decode_e4m3(codes)).mul_(2.0**-3).mul_(scale)
+            steps = _loops.e4m3_steps(codes, scale)
+        else:
+            steps = _binade(decode_e4m3(codes)).mul_(2.0**-3).mul_(scale)
+        # a row whose scale fp16 rounded to zero comes back as zeros: the next it could have had is one smallest scale
+        return steps.add_((scale == 0).float().mul_(TOP * SMALLEST_FP16))
+
+
+def _reference_codes(weight: Tensor, scale: Tensor) -> Tensor:
+    """The codes of LightX2V's converter, which divides by a scale of zero: positive ones become +448, all else -448.
+
+    (0 / 0 is NaN with its sign set on x86; qtorch takes it for a number too large and torch's cast saturates.)
+    """
+    codes = _ties_away(reference_quotient(weight, scale).clamp_(-TOP, TOP))
+    of_zero_scale = torch.where(weight > 0, TOP, -TOP)
+    return torch.where(scale == 0, of_zero_scale, codes).to(torch.float8_e4m3fn)
 
 
 def _codes(weight: Tensor, scale: Tensor) -> Tensor:
@@ -93,6 +112,10 @@ def _cost(weight: Tensor, scale: Tensor) -> Tensor:
     if _loops.suit(weight):
         return _loops.e4m3_costs(weight, scale)
     return by_pieces(lambda rows, of: sum_of_squares(_residual(rows, of)), weight, scale)
+
+
+def _decoded(weight: Tensor, scale: Tensor) -> Tensor:
+    return decode_e4m3(_codes(weight, scale)).mul_(scale)
 
 
 def _binade(values: Tensor) -> Tensor:

@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from converter_core.api.formats import QuantFormat
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import Quantizer
 from converter_core.errors import Refused
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import Quantizer
 
 from . import _loops
 from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces
-from ._parity import Numerics, Parity
-from ._rows import best_scale, in_steps, legacy_quotient, legacy_scale, scale_for, sum_of_squares
+from ._reference import Numerics, Reference
+from ._rows import best_scale, in_steps, reference_quotient, reference_scale, scale_for, sum_of_squares
 
 if TYPE_CHECKING:
-    from converter_core.specs import Parts
+    from converter_core.api.values import Parts
 
 CLIPPED = (range(-1, -17, -1),)
 """Steps from absmax / 127 to the smaller bf16 scales that ``mse`` tries: down to 0.88 of it."""
 
 
 @dataclass(frozen=True)
-class Int8(Parity, Quantizer):
+class Int8(Reference, Quantizer):
     """8-bit integers with a scale per row: half the size of bf16, the smallest error of all schemes.
 
     Parts: ``weight`` int8 [O, I], ``scale`` float32 [O, 1] (bf16-representable); with ``symmetric=False`` also
@@ -40,7 +41,7 @@ class Int8(Parity, Quantizer):
     """
 
     name: ClassVar[str] = "int8"
-    row_tile: ClassVar[int | None] = 1
+    row_block: ClassVar[int | None] = 1
 
     per_channel: bool = True
     symmetric: bool = True
@@ -58,7 +59,13 @@ class Int8(Parity, Quantizer):
             if not self.per_channel:
                 raise Refused("scale_rule: mse chooses a scale for each row; it needs per_channel: true")
 
-    def statistic(self, rows: Tensor, /) -> Parts:
+    @property
+    def format(self) -> QuantFormat:
+        return QuantFormat(
+            self.name, "int8", 8, "row", scale_dtype="" if self.is_reference else "F32", symmetric=self.symmetric
+        )
+
+    def observe(self, rows: Tensor, /) -> Parts:
         if self.per_channel:
             return {}
         weight = admit(rows)
@@ -77,22 +84,22 @@ class Int8(Parity, Quantizer):
     ) -> Parts:
         weight = admit(weight)
         rows = weight.shape[0]
-        if self.legacy:
-            scale = legacy_scale(weight, absmax_of_rows(weight), 127)
-            codes = legacy_quotient(weight, scale).round_().clamp_(-128, 127)
+        if self.is_reference:
+            scale = reference_scale(weight, absmax_of_rows(weight), 127)
+            codes = reference_quotient(weight, scale).round_().clamp_(-128, 127)
             return {"weight": codes.to(torch.int8), "scale": scale}
         if self.symmetric:
             reach = absmax_of_rows(weight) if amax is None else amax
             scale = scale_for(reach.expand(rows, 1), 127)
             if self.scale_rule == "mse":
-                scale = best_scale(weight, scale, CLIPPED, _cost)
+                scale = best_scale(weight, scale, CLIPPED, _cost, _decoded)
             return {"weight": _codes(weight, scale), "scale": scale}
         low = (_below(weight) if below is None else below).expand(rows, 1)
         high = (_above(weight) if above is None else above).expand(rows, 1)
         full = torch.full_like(low, 255)
         scale = scale_for(low / full + high / full, 1)
         if self.scale_rule == "mse":
-            scale = best_scale(weight, scale, CLIPPED, _affine_cost, low)
+            scale = best_scale(weight, scale, CLIPPED, _affine_cost, _affine_decoded, low)
         point = _zero_point(low, scale)
         return {"weight": _affine_codes(weight, scale, point), "scale": scale, "zero_point": point.to(torch.int8)}
 
@@ -102,7 +109,7 @@ class Int8(Parity, Quantizer):
             codes -= parts["zero_point"].float()
         return codes.mul_(parts["scale"].float())
 
-    def step(self, parts: Parts, /) -> Tensor:
+    def quantization_step(self, parts: Parts, /) -> Tensor:
         return parts["scale"].float().expand(parts["weight"].shape)
 
 
@@ -136,6 +143,15 @@ def _affine_cost(weight: Tensor, scale: Tensor, low: Tensor) -> Tensor:
         return sum_of_squares(exact.round().add_(zero).clamp_(-128, 127).sub_(zero).sub_(exact))
 
     return by_pieces(cost, weight, scale, _zero_point(low, scale))
+
+
+def _decoded(weight: Tensor, scale: Tensor) -> Tensor:
+    return _codes(weight, scale).float().mul_(scale)
+
+
+def _affine_decoded(weight: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    zero = _zero_point(low, scale)
+    return _affine_codes(weight, scale, zero).float().sub_(zero).mul_(scale)
 
 
 def _zero_point(low: Tensor, scale: Tensor) -> Tensor:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import Quantizer
+from converter_core.api.formats import QuantFormat
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import Quantizer
 
 from . import _loops
 from ._bits import absmax, admit, by_pieces
 from ._fp4 import SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, scaled, steps
-from ._parity import Numerics, Parity
+from ._reference import Numerics, Reference
 
 if TYPE_CHECKING:
-    from converter_core.specs import Parts
+    from converter_core.api.values import Parts
 
 WIDTH = 32
 ONE = 1 << 22
@@ -26,7 +27,7 @@ ONE = 1 << 22
 
 
 @dataclass(frozen=True)
-class Mxfp4(Parity, Quantizer):
+class Mxfp4(Reference, Quantizer):
     """4-bit floats (E2M1) with a power of two (E8M0) per 32 columns: 4.25 bits per weight, no global scale.
 
     Parts: ``weight`` uint8 [O, I / 2], ``scale`` uint8 [O, I / 32]. A weight is ``e2m1 * 2^(scale - 127)``.
@@ -38,7 +39,7 @@ class Mxfp4(Parity, Quantizer):
     """
 
     name: ClassVar[str] = "mxfp4"
-    row_tile: ClassVar[int | None] = 1
+    row_block: ClassVar[int | None] = 1
 
     numerics: Numerics = "exact"
     scale_rule: Literal["mse", "rceil", "floor", "even"] | None = None
@@ -48,12 +49,16 @@ class Mxfp4(Parity, Quantizer):
         if self.scale_rule not in (None, "rceil"):
             self.only_exact("scale_rule", self.scale_rule)
 
+    @property
+    def format(self) -> QuantFormat:
+        return QuantFormat(self.name, "e2m1", 4, "group", WIDTH, "F8_E8M0", packing="low_nibble_first")
+
     def quantize(self, weight: Tensor, /) -> Parts:
         weight = admit(weight, WIDTH)
-        if self.legacy:
+        if self.is_reference:
             weight = as_kernel_reads(weight)
         most = absmax(weight, WIDTH).view(weight.shape[0], -1)
-        if self.legacy:
+        if self.is_reference:
             scale = _rceil(most)
             reciprocal = _reciprocal(scale).masked_fill_(scale == 0, torch.inf)  # the kernel's flushes to zero first
             return {"weight": encode_as_kernel(weight, reciprocal), "scale": scale.to(torch.uint8)}
@@ -68,7 +73,7 @@ class Mxfp4(Parity, Quantizer):
     def dequantize(self, parts: Parts, /) -> Tensor:
         return _scaled(decode(parts["weight"]), parts["scale"])
 
-    def step(self, parts: Parts, /) -> Tensor:
+    def quantization_step(self, parts: Parts, /) -> Tensor:
         # The kernel's zero blocks decode to 6 * 2^-127, which is nothing: no smaller step is worth telling apart.
         return _scaled(steps(parts["weight"]), parts["scale"]).clamp_(min=2.0**-123)
 

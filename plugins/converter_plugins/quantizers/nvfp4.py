@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import Quantizer
+from converter_core.api.contexts import WeightContext
+from converter_core.api.formats import QuantFormat
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import Quantizer
 
 from . import _calibration
 from ._bits import absmax, absmax_of_all, admit, as_bf16, decode_e4m3
 from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, steps
 from ._nvfp4_scales import better_codes, block_codes, divisors
-from ._parity import Numerics, Parity
+from ._reference import Numerics, Reference
 
 if TYPE_CHECKING:
-    from converter_core.specs import Parts, WeightInfo
+    from converter_core.api.values import Parts, TensorRef, TensorSpec
 
 WIDTH = 16
 TOP = 2688.0
@@ -30,7 +32,7 @@ MOST_GLOBAL = 2.0**118
 
 
 @dataclass(frozen=True)
-class Nvfp4(Parity, Quantizer):
+class Nvfp4(Reference, Quantizer):
     """4-bit floats (E2M1) with an E4M3 scale per 16 columns: 4.5 bits per weight, better than mxfp4.
 
     Parts: ``weight`` uint8 [O, I / 2], ``scale`` float8_e4m3fn [O, I / 16], ``global_scale`` float32 []
@@ -46,7 +48,7 @@ class Nvfp4(Parity, Quantizer):
     """
 
     name: ClassVar[str] = "nvfp4"
-    row_tile: ClassVar[int | None] = 1
+    row_block: ClassVar[int | None] = 1
 
     numerics: Numerics = "exact"
     scale_rule: Literal["mse", "absmax", "four_over_six"] | None = None
@@ -57,13 +59,19 @@ class Nvfp4(Parity, Quantizer):
         if self.scale_rule not in (None, "absmax"):
             self.only_exact("scale_rule", self.scale_rule)
 
-    def statistic(self, rows: Tensor, /) -> Parts:
+    @property
+    def format(self) -> QuantFormat:
+        return QuantFormat(self.name, "e2m1", 4, "group", WIDTH, "F8_E4M3", packing="low_nibble_first")
+
+    def observe(self, rows: Tensor, /) -> Parts:
         return {"amax": absmax_of_all(admit(rows))}
 
-    def inputs(self, weight: WeightInfo, /) -> Parts:
+    def inputs(
+        self, context: WeightContext, stores: Mapping[str, Mapping[str, TensorSpec]], /
+    ) -> Mapping[str, TensorRef | Tensor]:
         if self.activation_absmax is None:
             return {}
-        return {"input_absmax": _calibration.activation_absmax(self.activation_absmax, weight.name)}
+        return {"input_absmax": _calibration.activation_absmax(self.activation_absmax, context.info.name)}
 
     def input_files(self) -> Sequence[str]:
         return () if self.activation_absmax is None else (self.activation_absmax,)
@@ -77,9 +85,9 @@ class Nvfp4(Parity, Quantizer):
     def quantize(self, weight: Tensor, /, amax: Tensor, *, input_absmax: Tensor | None = None) -> Parts:
         weight = admit(weight, WIDTH)
         rule = self.scale_rule or "mse"
-        if self.legacy:
+        if self.is_reference:
             weight, rule = as_kernel_reads(weight), "absmax"
-        whole = _legacy_global(amax) if self.legacy else _global(amax)
+        whole = _reference_global(amax) if self.is_reference else _global(amax)
         most = absmax(weight, WIDTH).view(weight.shape[0], -1)
         exact = most.mul_(SIXTH).mul_(whole)
         scale = block_codes(exact)
@@ -87,14 +95,14 @@ class Nvfp4(Parity, Quantizer):
             over_four = block_codes(exact.mul_(1.5)) if rule == "four_over_six" else None
             scale = better_codes(weight, scale, whole, over_four)
         per_step = whole * divisors(scale).reciprocal_()
-        codes = encode_as_kernel(weight, per_step) if self.legacy else encode(weight, per_step)
+        codes = encode_as_kernel(weight, per_step) if self.is_reference else encode(weight, per_step)
         parts = {"weight": codes, "scale": scale.to(torch.uint8).view(torch.float8_e4m3fn), "global_scale": whole}
         return parts if input_absmax is None else {**parts, "input_absmax": input_absmax}
 
     def dequantize(self, parts: Parts, /) -> Tensor:
         return _scaled(decode(parts["weight"]), decode_e4m3(parts["scale"]), parts["global_scale"])
 
-    def step(self, parts: Parts, /) -> Tensor:
+    def quantization_step(self, parts: Parts, /) -> Tensor:
         # a block whose scale is zero could have had the smallest one
         scale = decode_e4m3(parts["scale"]).clamp_(min=2.0**-9)
         return _scaled(steps(parts["weight"]), scale, parts["global_scale"])
@@ -112,7 +120,7 @@ def _global(amax: Tensor) -> Tensor:
     return torch.where(amax == 0, torch.ones_like(whole), whole)
 
 
-def _legacy_global(amax: Tensor) -> Tensor:
+def _reference_global(amax: Tensor) -> Tensor:
     """What torch makes of ``2688.0 / amax`` in bf16: ``amax.reciprocal() * 2688``, rounded twice. Where that is
     infinite (an all-zero weight too) LightX2V's codes are garbage, and ours those of ``_global``.
     """

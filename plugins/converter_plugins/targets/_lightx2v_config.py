@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from converter_core.specs import Stored
+from converter_core.api.values import Stored
 
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "int8": {
@@ -19,9 +19,9 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
         "int8-triton": "any card with Triton",
         "int8-torchao": "NVIDIA, torchao",
         "int8-vllm-hygon-dcu": "Hygon DCU, the vLLM of DTK; needs lazy_load: false",
-        "int8-npu": "Ascend NPU",
-        "int8-tmo": "Cambricon MLU",
-        "int8-iluvatar": "Iluvatar",
+        "int8-npu": "Ascend NPU; needs lazy_load: false",
+        "int8-tmo": "Cambricon MLU; needs lazy_load: false",
+        "int8-iluvatar": "Iluvatar; needs lazy_load: false",
     },
     "fp8": {
         "fp8-vllm": "NVIDIA (H100, RTX 40), vLLM",
@@ -29,7 +29,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
         "fp8-q8f": "NVIDIA, q8_kernels",
         "fp8-triton": "any card with Triton",
         "fp8-torchao": "NVIDIA, torch._scaled_mm",
-        "fp8-musa": "Moore Threads",
+        "fp8-musa": "Moore Threads; needs lazy_load: false",
         "fp8-intel-xpu": "Intel XPU",
     },
     "mxfp4": {"mxfp4": "NVIDIA sm_120 (RTX 50), lightx2v_kernel"},
@@ -42,7 +42,7 @@ CALIBRATED = ({"input_absmax"}, {"input_global_scale", "alpha"})
 
 
 def notes(weights: Mapping[str, Stored]) -> Iterable[str]:
-    nvfp4 = [stored for stored in weights.values() if stored.format == "nvfp4"]
+    nvfp4 = [stored for stored in weights.values() if stored.format.name == "nvfp4"]
     if nvfp4:
         bare = sum(not any(roles <= set(stored.keys) for roles in CALIBRATED) for stored in nvfp4)
         if bare:
@@ -54,13 +54,11 @@ def notes(weights: Mapping[str, Stored]) -> Iterable[str]:
         else:
             yield "the nvfp4 weights carry their activation statistics: nothing else is needed at load"
         yield "LightX2V of August 2026 computes wrongly with nvfp4 and lazy_load: keep lazy_load false"
-    if any(stored.format == "int8" for stored in weights.values()):
-        yield "on a Hygon DCU LightX2V of August 2026 fails with lazy_load: keep lazy_load false there"
 
 
 def runtime_config(weights: Mapping[str, Stored], path: str) -> Mapping[str, Any]:
     """``config``: to paste into the LightX2V configuration. The other entry: what else ``dit_quant_scheme`` may be."""
-    formats = {stored.format for stored in weights.values()}
+    formats = {stored.format.name for stored in weights.values()}
     if len(formats) != 1 or not formats <= set(CHOICES):
         return {}
     (format,) = formats
@@ -68,8 +66,14 @@ def runtime_config(weights: Mapping[str, Stored], path: str) -> Mapping[str, Any
     config: dict[str, Any] = {
         "dit_quantized": True,
         "dit_quant_scheme": next(iter(choices)),
-        "dit_quantized_ckpt": path,
+        _path_key(path): path,
     }
-    if format in ("int8", "nvfp4"):  # see notes
+    if format == "nvfp4":  # see notes
         config["lazy_load"] = False
     return {"config": config, "dit_quant_scheme choices": dict(choices)}
+
+
+def _path_key(path: str) -> str:
+    """An expert of a Wan2.2 A14B pair has a key of its own: ``dit_quantized_ckpt`` would load one file for both."""
+    found = [expert for expert in ("high_noise", "low_noise") if expert in path]
+    return f"{found[0]}_quantized_ckpt" if len(found) == 1 else "dit_quantized_ckpt"

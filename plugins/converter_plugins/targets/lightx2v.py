@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from converter_core.api.contexts import ModelFacts, SourceTensors, WeightContext
+from converter_core.api.formats import UNQUANTIZED, QuantFormat
+from converter_core.api.hookspecs import hookimpl
+from converter_core.api.interfaces import Target
+from converter_core.api.tensors import spec_of
+from converter_core.api.values import PlannedWeight, Stored, TensorSpec
 from converter_core.errors import Refused
-from converter_core.hookspecs import hookimpl
-from converter_core.interfaces import Target
-from converter_core.specs import PlannedWeight, Stored, TensorSpec
-from converter_core.tensors import spec_of
 
 from . import _lightx2v_config
+from ._lightx2v_flags import REPLACED_FLAGS, RUNS_ON
 from ._swizzle import ROWS, swizzle, tiled_shape, unswizzle
 from .plain import FORMATS_KEY
 
 if TYPE_CHECKING:
-    from converter_core.specs import Parts
+    from converter_core.api.values import Parts
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,25 @@ class _Storage:
         return tiled_shape(*shape) if self.block else shape
 
 
-FORMATS: Mapping[str, _Storage] = {
-    "int8": _Storage("I8"),
-    "fp8": _Storage("F8_E4M3"),
-    "mxfp4": _Storage("U8", ("F8_E8M0",), block=32),
-    "nvfp4": _Storage("U8", ("F8_E4M3",), block=16, scalars=("global_scale",), optional=("input_absmax",)),
+_NIBBLES = "low_nibble_first"
+
+FORMATS: Mapping[QuantFormat, _Storage] = {
+    QuantFormat("int8", "int8", 8, "row", scale_dtype="F32"): _Storage("I8"),
+    QuantFormat("fp8", "e4m3", 8, "row", scale_dtype="F32"): _Storage("F8_E4M3"),
+    QuantFormat("mxfp4", "e2m1", 4, "group", 32, "F8_E8M0", packing=_NIBBLES): _Storage("U8", ("F8_E8M0",), block=32),
+    QuantFormat("nvfp4", "e2m1", 4, "group", 16, "F8_E4M3", packing=_NIBBLES): _Storage(
+        "U8", ("F8_E4M3",), block=16, scalars=("global_scale",), optional=("input_absmax",)
+    ),
 }
-"""Format -> storage. Every other linear weight, and everything that is not one, is copied or cast (``none``)."""
+"""Format -> storage. Every other linear weight, and everything that is not one, is copied or cast."""
+
+
+def storage_of(format: QuantFormat) -> _Storage | None:
+    """None for what LightX2V does not read. Scales of rows may be of any float dtype."""
+    if format.granularity == "row":
+        format = replace(format, scale_dtype="F32")
+    return FORMATS.get(format)
+
 
 # These belong to the layer, not to its weight: X.alpha beside X.weight. The last two replace global_scale in files
 # that LightX2V's add_scale_to_models.py has been over; they are read, never written.
@@ -65,37 +80,39 @@ class LightX2V(Target):
 
     name = "lightx2v"
     default = True
-    row_tile = ROWS
+    replaced_flags: ClassVar[Mapping[str, str]] = REPLACED_FLAGS
+    runs_on: ClassVar[Mapping[str, str]] = RUNS_ON
+    row_block = ROWS
 
-    def key(self, name: str, role: str) -> str:
-        if role == "weight":
-            return name
-        if role in LAYER_ROLES:
-            return f"{name.removesuffix('.weight')}.{role}"
-        return f"{name}_{role}"
+    def key(self, context: WeightContext, role: str, /) -> str:
+        return _key(context.name, role)
 
-    def encode(self, format: str, parts: Parts, /) -> Parts:
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         """Block scales are swizzled (``_swizzle``); all other parts are stored as they are."""
-        if format == "none":
+        format = context.format
+        if format == UNQUANTIZED:
             self._check_roles(format, set(parts), {"weight"}, set())
             return parts
-        storage = FORMATS.get(format)
+        storage = storage_of(format)
+        if storage is None and not format.symmetric:
+            self._check_roles(format, set(parts), set(), set())
         if storage is None:
+            known = ", ".join(map(str, FORMATS))
             raise Refused(
-                f"is {format!r}, which LightX2V does not read (it reads {', '.join(FORMATS)} and none); "
+                f"is {format.name!r}, which LightX2V does not read (it reads {known} and none); "
                 "target.format: plain takes any"
             )
         self._check_roles(format, set(parts), {"weight", "scale", *storage.scalars}, set(storage.optional))
-        self._check_specs(format, storage, {role: spec_of(part) for role, part in parts.items()})
+        self._check_specs(context, storage, {role: spec_of(part) for role, part in parts.items()})
         if not storage.block:
             return parts
         scale = parts["scale"]
         # bytes are moved, whatever they stand for: not every torch can index or copy float8
         return {**parts, "scale": swizzle(scale.view(torch.uint8)).view(scale.dtype)}
 
-    def decode(self, format: str, stored: Parts, /) -> Parts:
+    def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         """Canonical parts. A missing ``global_scale`` comes from ``alpha = 1 / (input_global_scale global_scale)``."""
-        storage = FORMATS.get(format)
+        storage = storage_of(context.format)
         if storage is None or not storage.block:
             return stored
         rows, blocks = storage.scales(spec_of(stored["weight"]))
@@ -109,10 +126,12 @@ class LightX2V(Target):
             parts["global_scale"] = (alpha * input_global_scale).reciprocal().reshape(())
         return parts
 
-    def stored_dtype(self, format: str, role: str, dtype: str) -> str:
-        return "F8_E8M0" if (format, role) == ("mxfp4", "scale") else dtype
+    def stored_spec(self, context: WeightContext, role: str, spec: TensorSpec, /) -> TensorSpec:
+        if role == "scale" and context.format.scale_dtype == "F8_E8M0":
+            return TensorSpec("F8_E8M0", spec.shape)
+        return spec
 
-    def as_loaded(self, stored: Parts, /) -> Parts:
+    def simulate_load(self, context: WeightContext, stored: Parts, /) -> Parts:
         """Every float tensor through bfloat16, scales too (base_model.py, ``_load_quant_ckpt``; not when lazy).
 
         They come back as float32, in which every bfloat16 has its place (not so float16).
@@ -120,44 +139,44 @@ class LightX2V(Target):
         floats = (torch.float32, torch.float16)
         return {role: part.bfloat16().float() if part.dtype in floats else part for role, part in stored.items()}
 
-    def refuse(self, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
+    def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
         """One scheme for all linear weights of the blocks, or none at all (wan/weights/transformer_weights.py)."""
         used: dict[str, list[str]] = {}
         for weight in weights:
             if weight.info.kind == "linear" and weight.info.block:
-                used.setdefault(weight.format, []).append(weight.name)
-            elif weight.format != "none":
+                used.setdefault(weight.format.name, []).append(weight.name)
+            elif weight.format != UNQUANTIZED:
                 yield f"LightX2V reads {weight.name} unquantized only, not as {weight.format}"
         if len(used) < 2:
             return
-        left_out = used.pop("none", [])
+        skipped = used.pop(UNQUANTIZED.name, [])
         schemes = " and ".join(f"{format} to {_examples(names)}" for format, names in sorted(used.items()))
         if len(used) > 1:
             yield (
                 f"LightX2V reads one scheme for all linear weights of the blocks; this gives {schemes}. "
                 "Use one method for all, or target plain, which takes any mix"
             )
-        if left_out:
+        if skipped:
             yield (
                 "LightX2V reads the linear weights of the blocks all quantized or none of them; this gives "
-                f"{schemes} and leaves out {_examples(left_out)}. Quantize these too (target_modules, rules), "
+                f"{schemes} and leaves out {_examples(skipped)}. Quantize these too (target_modules, rules), "
                 "or use target plain, which takes any mix"
             )
 
     def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
         return _lightx2v_config.notes(weights)
 
-    def scan(self, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], /) -> Mapping[str, Stored]:
+    def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
         """By dtypes and shapes, for LightX2V writes no metadata; a file of target ``plain`` says that it is one."""
         found: dict[str, Stored] = {}
-        if FORMATS_KEY in metadata:
+        if FORMATS_KEY in tensors.metadata:
             return found
         for name, spec in tensors.items():
-            scale = tensors.get(self.key(name, "scale"))
+            scale = tensors.get(_key(name, "scale"))
             if scale is None or len(spec.shape) != 2:
                 continue
             roles = ("weight", "scale", "global_scale", *LAYER_ROLES)
-            keys = {role: key for role in roles if (key := self.key(name, role)) in tensors}
+            keys = {role: key for role in roles if (key := _key(name, role)) in tensors}
             for format, storage in FORMATS.items():
                 known = spec.dtype == storage.weight and scale.dtype in storage.scale
                 whole = set(storage.scalars) <= set(keys) or {"alpha", "input_global_scale"} <= set(keys)
@@ -168,7 +187,7 @@ class LightX2V(Target):
     def runtime_config(self, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
         return _lightx2v_config.runtime_config(weights, path)
 
-    def _check_roles(self, format: str, roles: set[str], needed: set[str], optional: set[str]) -> None:
+    def _check_roles(self, format: QuantFormat, roles: set[str], needed: set[str], optional: set[str]) -> None:
         if "zero_point" in roles:
             raise Refused(
                 f"LightX2V cannot store the zero_point of asymmetric {format}; use symmetric: true, or target plain"
@@ -178,12 +197,12 @@ class LightX2V(Target):
         if missing := sorted(needed - roles):
             raise Refused(f"{format} needs {', '.join(missing)} to be read by LightX2V")
 
-    def _check_specs(self, format: str, storage: _Storage, specs: Mapping[str, TensorSpec]) -> None:
-        weight, scale = specs["weight"], specs["scale"]
+    def _check_specs(self, context: WeightContext, storage: _Storage, specs: Mapping[str, TensorSpec]) -> None:
+        format, weight, scale = context.format, specs["weight"], specs["scale"]
         if weight.dtype != storage.weight or len(weight.shape) != 2:
             raise Refused(f"LightX2V reads the weight of {format} as {storage.weight} [rows, columns], not {weight}")
         shape = storage.scales(weight)
-        if self.stored_dtype(format, "scale", scale.dtype) not in storage.scale or scale.shape != shape:
+        if self.stored_spec(context, "scale", scale).dtype not in storage.scale or scale.shape != shape:
             raise Refused(
                 f"LightX2V reads the scale of {format} as {' or '.join(storage.scale)} {list(shape)} "
                 f"beside a weight of {list(weight.shape)}, not {scale}"
@@ -191,6 +210,14 @@ class LightX2V(Target):
         for role in (*storage.scalars, *storage.optional):
             if role in specs and specs[role] != TensorSpec("F32", ()):
                 raise Refused(f"LightX2V reads {role} of {format} as one F32 number of shape [], not {specs[role]}")
+
+
+def _key(name: str, role: str) -> str:
+    if role == "weight":
+        return name
+    if role in LAYER_ROLES:
+        return f"{name.removesuffix('.weight')}.{role}"
+    return f"{name}_{role}"
 
 
 def _examples(names: Sequence[str], most: int = 3) -> str:

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from converter_core.registry import load_plugins
-from converter_core.specs import TensorSpec
-from converter_core.tensors import typed
+from converter_core.api.tensors import typed
+from converter_core.api.values import TensorSpec
+from converter_core.plugins.registry import load_plugins
 from converter_plugins.devices.cpu import Cpu
 
 CPU = torch.device("cpu")
@@ -39,42 +39,42 @@ def test_it_is_offered_as_the_last_resort() -> None:
 
 
 def test_the_buffer_starts_at_a_page_and_is_reused() -> None:
-    with Cpu().lane(CPU) as lane:
-        small = lane.buffer(10)
+    with Cpu().stream(CPU) as stream:
+        small = stream.buffer(10)
         assert (small.dtype, small.shape) == (torch.uint8, (10,))
-        large = lane.buffer(3 * mmap.PAGESIZE + 1)
+        large = stream.buffer(3 * mmap.PAGESIZE + 1)
         address = large.data_ptr()
         assert large.numel() == 3 * mmap.PAGESIZE + 1
         assert address % mmap.PAGESIZE == 0
-        assert lane.buffer(100).data_ptr() == address
-        assert lane.buffer(0).numel() == 0
+        assert stream.buffer(100).data_ptr() == address
+        assert stream.buffer(0).numel() == 0
 
 
 def test_what_is_read_into_the_buffer_comes_through() -> None:
-    with Cpu().lane(CPU) as lane:
-        buffer = lane.buffer(8)
+    with Cpu().stream(CPU) as stream:
+        buffer = stream.buffer(8)
         buffer.copy_(torch.tensor([1, 0, 2, 0, 3, 0, 4, 0], dtype=torch.uint8))
-        weight = lane.upload(typed(buffer, TensorSpec("I16", (2, 2))))
+        weight = stream.upload(typed(buffer, TensorSpec("I16", (2, 2))))
         assert weight.tolist() == [[1, 2], [3, 4]]
-        down = lane.download({"weight": weight.T, "scale": torch.tensor(0.5)})
+        down = stream.download({"weight": weight.T, "scale": torch.tensor(0.5)})
         assert down["weight"].is_contiguous()
         assert down["weight"].tolist() == [[1, 3], [2, 4]]
         assert down["scale"].item() == 0.5
 
 
 def test_a_buffer_that_was_outgrown_can_still_be_read() -> None:
-    with Cpu().lane(CPU) as lane:
-        old = lane.buffer(4).fill_(7)
-        lane.buffer(10 * mmap.PAGESIZE).fill_(1)
+    with Cpu().stream(CPU) as stream:
+        old = stream.buffer(4).fill_(7)
+        stream.buffer(10 * mmap.PAGESIZE).fill_(1)
         assert old.tolist() == [7, 7, 7, 7]
 
 
 @pytest.mark.usefixtures("three_threads")
 def test_one_thread_in_a_lane_and_as_before_after_it() -> None:
-    with Cpu().lane(CPU):
+    with Cpu().stream(CPU):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 3
-    with pytest.raises(KeyError, match="stop"), Cpu().lane(CPU):
+    with pytest.raises(KeyError, match="stop"), Cpu().stream(CPU):
         raise KeyError("stop")
     assert torch.get_num_threads() == 3
 
@@ -85,13 +85,13 @@ def test_lanes_that_overlap_leave_everything_as_it_was() -> None:
     seen: list[int] = []
 
     def first() -> None:
-        with Cpu().lane(CPU):
+        with Cpu().stream(CPU):
             assert second_is_in.wait(30)
             seen.append(torch.get_num_threads())
         first_is_out.set()
 
     def second() -> None:
-        with Cpu().lane(CPU):
+        with Cpu().stream(CPU):
             second_is_in.set()
             assert first_is_out.wait(30)
             seen.append(torch.get_num_threads())

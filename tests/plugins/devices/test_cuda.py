@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from converter_core.registry import load_plugins
+from converter_core.plugins.registry import load_plugins
 from converter_plugins.devices.cuda import Cuda
 from converter_plugins.devices.hygon_dcu import HygonDcu
 

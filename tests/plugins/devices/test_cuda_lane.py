@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import pytest
 import torch
 
-from converter_plugins.devices import _cuda_lane
+from converter_plugins.devices import _cuda_stream
 from converter_plugins.devices.cuda import Cuda
 
 DEVICE = torch.device("cpu")
@@ -50,69 +50,69 @@ def diary(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "device", entered)
     monkeypatch.setattr(torch.cuda, "stream", entered)
-    monkeypatch.setattr(_cuda_lane, "_pinned", pinned)
+    monkeypatch.setattr(_cuda_stream, "_pinned", pinned)
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: True)
     return entries
 
 
 def test_a_lane_computes_on_its_own_stream_and_waits_for_it_at_the_end(diary: list[str]) -> None:
-    with Cuda().lane(DEVICE):
+    with Cuda().stream(DEVICE):
         assert diary == ["stream on cpu", "current: device", "current: Stream"]
         diary.clear()
     assert diary == ["wait for the stream"]
 
 
 def test_a_staging_buffer_is_given_again_only_when_its_copy_is_done(diary: list[str]) -> None:
-    with Cuda().lane(DEVICE) as lane:
+    with Cuda().stream(DEVICE) as stream:
         diary.clear()
-        first = lane.buffer(8)
-        lane.upload(first)
-        second = lane.buffer(8)
-        lane.upload(second)
+        first = stream.buffer(8)
+        stream.upload(first)
+        second = stream.buffer(8)
+        stream.upload(second)
         assert diary == ["pin (8,)", "copy 1", "pin (8,)", "copy 2"]
         assert first.data_ptr() != second.data_ptr()
         diary.clear()
-        assert lane.buffer(4).data_ptr() == first.data_ptr()
+        assert stream.buffer(4).data_ptr() == first.data_ptr()
         assert diary == ["wait for copy 1"]
-        assert lane.buffer(8).data_ptr() == second.data_ptr()
+        assert stream.buffer(8).data_ptr() == second.data_ptr()
         assert diary == ["wait for copy 1", "wait for copy 2"]
-        lane.buffer(8)
+        stream.buffer(8)
         assert diary == ["wait for copy 1", "wait for copy 2"]
 
 
 def test_the_last_of_several_copies_from_one_buffer_is_waited_for(diary: list[str]) -> None:
-    with Cuda().lane(DEVICE) as lane:
-        buffer = lane.buffer(8)
-        lane.upload(buffer[:4])
-        lane.upload(buffer[4:])
-        lane.buffer(8)
+    with Cuda().stream(DEVICE) as stream:
+        buffer = stream.buffer(8)
+        stream.upload(buffer[:4])
+        stream.upload(buffer[4:])
+        stream.buffer(8)
         diary.clear()
-        lane.buffer(8)
+        stream.buffer(8)
         assert diary == ["wait for copy 2"]
 
 
 def test_a_larger_buffer_is_pinned_after_the_copy_from_the_smaller_one(diary: list[str]) -> None:
-    with Cuda().lane(DEVICE) as lane:
-        lane.upload(lane.buffer(8))
-        lane.buffer(8)
+    with Cuda().stream(DEVICE) as stream:
+        stream.upload(stream.buffer(8))
+        stream.buffer(8)
         diary.clear()
-        assert lane.buffer(16).shape == (16,)
+        assert stream.buffer(16).shape == (16,)
         assert diary == ["wait for copy 1", "pin (16,)"]
 
 
 def test_memory_that_is_not_pinned_is_copied_at_once(diary: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: False)
-    with Cuda().lane(DEVICE) as lane:
+    with Cuda().stream(DEVICE) as stream:
         diary.clear()
-        assert lane.upload(torch.tensor([2.5])).tolist() == [2.5]
+        assert stream.upload(torch.tensor([2.5])).tolist() == [2.5]
         assert diary == []
 
 
 def test_results_are_complete_on_return_and_stay(diary: list[str]) -> None:
-    with Cuda().lane(DEVICE) as lane:
-        first = lane.download({"weight": torch.tensor([[1, 2], [3, 4]]).T, "scale": torch.tensor(0.5)})
+    with Cuda().stream(DEVICE) as stream:
+        first = stream.download({"weight": torch.tensor([[1, 2], [3, 4]]).T, "scale": torch.tensor(0.5)})
         assert diary[-3:] == ["pin (2, 2)", "pin ()", "wait for the stream"]
-        lane.download({"weight": torch.tensor([[9, 9], [9, 9]]), "scale": torch.tensor(9.0)})
+        stream.download({"weight": torch.tensor([[9, 9], [9, 9]]), "scale": torch.tensor(9.0)})
         assert first["weight"].tolist() == [[1, 3], [2, 4]]
         assert first["weight"].is_contiguous()
         assert first["scale"].item() == 0.5

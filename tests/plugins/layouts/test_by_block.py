@@ -3,14 +3,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter_core.registry import load_plugins
-from converter_core.specs import PlannedWeight, Source, TensorSpec, WeightInfo
+from converter_core.api.formats import UNQUANTIZED
+from converter_core.api.values import PlannedWeight, TensorRef, TensorSpec, WeightInfo
+from converter_core.plugins.registry import load_plugins
 from converter_plugins.layouts.by_block import ByBlock
 
 
 def planned(name: str, block: str) -> PlannedWeight:
-    info = WeightInfo(name, {"weight": Source(name)}, block=block)
-    return PlannedWeight(info, name, TensorSpec("BF16", (4,)), "none", ())
+    info = WeightInfo(name, {"weight": TensorRef(name)}, block=block)
+    return PlannedWeight(info, name, TensorSpec("BF16", (4,)), UNQUANTIZED, ())
 
 
 def names(*weights: PlannedWeight) -> dict[str, list[str]]:

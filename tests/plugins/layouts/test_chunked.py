@@ -6,17 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converter_core.api.formats import QuantFormat
+from converter_core.api.values import OutputTensor, PlannedWeight, TensorRef, TensorSpec, WeightInfo
 from converter_core.errors import Refused
-from converter_core.registry import load_plugins, options_of
-from converter_core.specs import OutputTensor, PlannedWeight, Source, TensorSpec, WeightInfo
+from converter_core.plugins.registry import load_plugins, options_of
 from converter_plugins.layouts.chunked import Chunked
 
 
 def planned(name: str, nbytes: int, scales: int = 0) -> PlannedWeight:
     outputs = [OutputTensor(name, "weight", TensorSpec("I8", (nbytes,)))]
     outputs += [OutputTensor(f"{name}_scale", "scale", TensorSpec("F32", (scales,)))] if scales else []
-    info = WeightInfo(name, {"weight": Source(name)})
-    return PlannedWeight(info, name, TensorSpec("BF16", (nbytes,)), "int8", tuple(outputs))
+    info = WeightInfo(name, {"weight": TensorRef(name)})
+    return PlannedWeight(
+        info,
+        name,
+        TensorSpec("BF16", (nbytes,)),
+        QuantFormat("int8", "int8", 8, "row", scale_dtype="F32"),
+        tuple(outputs),
+    )
 
 
 def names(chunk_size: int | str, *weights: PlannedWeight) -> dict[str, list[str]]:
@@ -31,6 +38,24 @@ def test_files_are_filled_in_order_up_to_the_size() -> None:
         ("wan-00002-of-00003", ["c", "d"]),
         ("wan-00003-of-00003", ["e"]),
     ]
+
+
+def test_order_of_the_source_does_not_show() -> None:
+    groups = [
+        ["blocks.2.ffn.0", "blocks.2.ffn.00", "blocks.2.q"],
+        ["blocks.10.a", "blocks.10.ffn.2", "head"],
+        ["x1", "x01y"],
+    ]
+    weights = [planned(name, 10) for group in groups for name in group]
+    expected = {f"wan-0000{number}-of-00003": group for number, group in enumerate(groups, 1)}
+    for start in range(len(weights)):
+        assert names(3, *weights[start:], *weights[:start]) == expected
+        assert names(3, *reversed(weights[start:]), *weights[:start]) == expected
+
+
+def test_digits_that_are_no_ascii_are_text() -> None:
+    weights = [planned(name, 1) for name in ("a²", "a1", "a٣")]
+    assert names(9, *weights) == {"wan-00001-of-00001": ["a1", "a²", "a٣"]}
 
 
 def test_scales_count() -> None:
@@ -63,7 +88,7 @@ def test_four_gibibytes_by_default() -> None:
 
 @given(st.lists(st.integers(0, 300)), st.integers(1, 200))
 def test_every_weight_is_in_exactly_one_file_and_none_is_too_full(sizes: list[int], limit: int) -> None:
-    weights = [planned(str(number), size) for number, size in enumerate(sizes)]
+    weights = [planned(f"w{number}", size) for number, size in enumerate(sizes)]
     groups = list(Chunked(f"{limit}B").files("wan", weights).values())
     assert [weight for group in groups for weight in group] == weights
     for group in groups:

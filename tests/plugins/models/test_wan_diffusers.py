@@ -7,8 +7,8 @@ import warnings
 import pytest
 import torch
 
-from converter_core.specs import TensorSpec
-from converter_core.tensors import spec_of
+from converter_core.api.tensors import spec_of
+from converter_core.api.values import TensorSpec
 from converter_plugins.models.wan_dit import Structure, WanDit
 
 wan = WanDit()

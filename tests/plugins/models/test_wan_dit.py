@@ -7,23 +7,23 @@ from collections import Counter
 
 import pytest
 
+from converter_core.api.values import TensorRef, TensorSpec
 from converter_core.errors import PluginError
-from converter_core.specs import Source, TensorSpec
-from converter_plugins.models.wan_dit import SAMPLE, VARIANTS, Structure, WanDit
+from converter_plugins.models.wan_dit import SYNTHETIC, VARIANTS, Structure, WanDit
 
 PREFIX = "model.diffusion_model."
 wan = WanDit()
-SMALL = SAMPLE.inventory("BF16")
-SMALL_T2V = dataclasses.replace(SAMPLE, image=False, in_dim=16).inventory("BF16")
+SMALL = SYNTHETIC.inventory("BF16")
+SMALL_T2V = dataclasses.replace(SYNTHETIC, image=False, in_dim=16).inventory("BF16")
 
 
-def respell(tensors, *, dialect="original", prefix=""):
-    return {prefix + wan.rename(name, dialect): spec for name, spec in tensors.items()}
+def respell(tensors, *, key_format="original", prefix=""):
+    return {prefix + wan.rename(name, key_format): spec for name, spec in tensors.items()}
 
 
 SPELLINGS = [
-    pytest.param({"dialect": dialect, "prefix": prefix}, id=f"{dialect}{'-prefixed' if prefix else ''}")
-    for dialect in ("original", "diffusers")
+    pytest.param({"key_format": key_format, "prefix": prefix}, id=f"{key_format}{'-prefixed' if prefix else ''}")
+    for key_format in ("original", "diffusers")
     for prefix in ("", PREFIX)
 ]
 
@@ -35,6 +35,9 @@ SPELLINGS = [
         ("T2V-14B", 1095, 14_288_491_584, 57_153_966_336, 400, 14_050_918_400),
         ("T2V-1.3B", 825, 1_418_996_800, 5_675_987_200, 300, 1_391_984_640),
         ("FLF2V-14B", 1304, 16_395_536_704, 65_582_146_816, 480, 16_148_070_400),
+        # eight and fifteen blocks more, each with after_proj; before_proj once, and a patch embedding of 96 channels
+        ("VACE-14B", 1331, 17_337_592_896, 69_350_371_584, 480, 16_861_102_080),
+        ("VACE-1.3B", 1264, 2_153_972_032, 8_615_888_128, 450, 2_087_976_960),
     ],
 )
 def test_golden_inventory(variant, tensors, parameters, fp32_bytes, linears, quantized):
@@ -77,11 +80,11 @@ def test_linear_is_what_the_runtime_reads_quantized():
                 and len(inventory[weight.name].shape) == 2
             )
             assert (weight.kind == "linear") is expected, weight
-            assert weight.sources == {"weight": Source(weight.name)}
+            assert weight.sources == {"weight": TensorRef(weight.name)}
 
 
 def test_kinds_modules_and_blocks():
-    weights = {weight.name: weight for weight in wan.weights(SAMPLE.inventory())}
+    weights = {weight.name: weight for weight in wan.weights(SYNTHETIC.inventory())}
     seen = {
         name: (weights[name].kind, weights[name].module, weights[name].block)
         for name in (
@@ -118,7 +121,7 @@ def test_every_spelling_is_the_same_model(spelling):
     assert [weight.name for weight in wan.weights(tensors)] == list(VARIANTS["FLF2V-14B"].inventory())
     assert [weight.sources["weight"].key for weight in wan.weights(tensors)] == list(tensors)
     facts = wan.describe(tensors)
-    assert facts["naming"] == spelling["dialect"]
+    assert facts["key_format"] == spelling["key_format"]
     assert facts["prefix"] == spelling["prefix"]
 
 
@@ -136,7 +139,7 @@ def test_pairs_of_names_that_are_easy_to_get_wrong():
         "img_emb.proj.4.bias": "condition_embedder.image_embedder.norm2.bias",
         "time_projection.1.weight": "condition_embedder.time_proj.weight",
         "patch_embedding.weight": "patch_embedding.weight",
-        "vace_blocks.0.after_proj.weight": "vace_blocks.0.after_proj.weight",
+        "vace_blocks.0.after_proj.weight": "vace_blocks.0.proj_out.weight",
     }
     for original, diffusers in pairs.items():
         assert wan.rename(original, "diffusers") == diffusers
@@ -146,8 +149,8 @@ def test_pairs_of_names_that_are_easy_to_get_wrong():
 
 
 def test_describe():
-    assert wan.describe(respell(VARIANTS["T2V-1.3B"].inventory(), dialect="diffusers")) == {
-        "naming": "diffusers",
+    assert wan.describe(respell(VARIANTS["T2V-1.3B"].inventory(), key_format="diffusers")) == {
+        "key_format": "diffusers",
         "prefix": "",
         "dim": 1536,
         "ffn_dim": 8960,
@@ -207,7 +210,6 @@ FOREIGN = (
     # adapters made for Wan, which are not Wan
     "diffusion_model.blocks.0.self_attn.q.lora_A.weight",
     "blocks.0.self_attn.q.lora_down.weight",
-    "vace_blocks.0.self_attn.q.weight",
     "blocks.00.self_attn.q.weight",
     "blocks.x.self_attn.q.weight",
 )
@@ -215,22 +217,22 @@ FOREIGN = (
 
 @pytest.mark.parametrize("key", FOREIGN)
 def test_does_not_know_the_keys_of_other_models(key):
-    assert not wan.knows(key)
+    assert not wan.owns_key(key)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_knows_its_own_keys(spelling):
-    unknown = [key for key in respell(VARIANTS["FLF2V-14B"].inventory(), **spelling) if not wan.knows(key)]
+    unknown = [key for key in respell(VARIANTS["FLF2V-14B"].inventory(), **spelling) if not wan.owns_key(key)]
     shared_with_t5 = [key for key in unknown if key.endswith(".norm2.weight")]
     assert unknown == shared_with_t5
-    assert len(unknown) == (40 if spelling == {"dialect": "diffusers", "prefix": ""} else 0)
+    assert len(unknown) == (40 if spelling == {"key_format": "diffusers", "prefix": ""} else 0)
 
 
 def test_knows_what_quantization_adds():
-    assert wan.knows("blocks.0.self_attn.q.weight_scale")
-    assert wan.knows("blocks.0.ffn.2.weight_global_scale")
-    assert not wan.knows("blocks.0.attn.q.weight_scale")
-    assert not wan.knows("head.head.weight_scale")
+    assert wan.owns_key("blocks.0.self_attn.q.weight_scale")
+    assert wan.owns_key("blocks.0.ffn.2.weight_global_scale")
+    assert not wan.owns_key("blocks.0.attn.q.weight_scale")
+    assert not wan.owns_key("head.head.weight_scale")
 
 
 def test_other_models_are_not_recognised():
@@ -261,7 +263,7 @@ def without(tensors, *gone):
 def test_a_missing_tensor_is_named_as_the_file_would(spelling):
     for name in SMALL:
         tensors = respell(SMALL, **spelling)
-        key = spelling["prefix"] + wan.rename(name, spelling["dialect"])
+        key = spelling["prefix"] + wan.rename(name, spelling["key_format"])
         del tensors[key]
         (problem,) = wan.problems(tensors)
         assert f": {key};" in problem
@@ -289,7 +291,7 @@ def test_the_same_lack_in_many_blocks_is_one_message():
 
 
 def test_holes_in_the_block_numbers():
-    tensors = without(dataclasses.replace(SAMPLE, num_layers=9).inventory(), "blocks.0.", "blocks.4.", "blocks.5.")
+    tensors = without(dataclasses.replace(SYNTHETIC, num_layers=9).inventory(), "blocks.0.", "blocks.4.", "blocks.5.")
     assert list(wan.problems(tensors)) == [
         "missing every tensor of blocks 0, 4-5, while there are blocks up to 8; is a shard missing?"
     ]
@@ -326,7 +328,7 @@ def test_an_image_branch_is_whole_or_not_there():
     ],
 )
 def test_an_unexpected_shape_is_the_only_one_blamed(name, shape, expected):
-    tensors = respell(SMALL | {name: TensorSpec("BF16", shape)}, dialect="diffusers", prefix=PREFIX)
+    tensors = respell(SMALL | {name: TensorSpec("BF16", shape)}, key_format="diffusers", prefix=PREFIX)
     (problem,) = wan.problems(tensors)
     key = PREFIX + wan.rename(name, "diffusers")
     assert problem == f"{key} has the shape {list(shape)}, expected {expected}"
@@ -355,8 +357,8 @@ def test_two_spellings_of_the_same_tensor():
 def test_tensors_beyond_the_inventory_are_extra():
     spec = TensorSpec("BF16", (256, 256))
     extra = {
-        f"{PREFIX}vace_blocks.0.self_attn.q.weight": spec,
-        f"{PREFIX}vace_patch_embedding.weight": TensorSpec("BF16", (256, 96, 1, 2, 2)),
+        f"{PREFIX}motion_encoder.enc.fc.0.weight": spec,
+        f"{PREFIX}face_adapter.fuser_blocks.1.q_norm.weight": TensorSpec("BF16", (128,)),
         f"{PREFIX}blocks.2.self_attn.q.lora_A.weight": spec,
         f"{PREFIX}blocks.1.cross_attn.processor.k_proj.weight": spec,
     }
@@ -365,7 +367,7 @@ def test_tensors_beyond_the_inventory_are_extra():
     assert wan.describe(tensors)["extra_tensors"] == 4
     found = [weight for weight in wan.weights(tensors) if weight.kind == "extra"]
     assert [(weight.name, weight.module, weight.block, weight.sources["weight"].key) for weight in found] == [
-        (key.removeprefix(PREFIX), "", block, key) for key, block in zip(extra, ["", "", "2", "1"], strict=True)
+        (key.removeprefix(PREFIX), "", block, key) for key, block in zip(extra, ["", "1", "2", "1"], strict=True)
     ]
 
 
@@ -434,13 +436,13 @@ def test_config_of_diffusers_in_the_runtimes_keys():
 
 
 def test_config_that_needs_no_change_stays_the_same_object():
-    sample = wan.sample()
+    sample = wan.synthetic()
     assert wan.config(sample.config, "original") is sample.config
     assert wan.config(I2V_480P_DIFFUSERS, "diffusers") is I2V_480P_DIFFUSERS
 
 
 def test_sample_is_a_small_i2v():
-    sample = wan.sample()
+    sample = wan.synthetic()
     facts = wan.describe(sample.tensors)
     assert wan.recognise(sample.tensors) == "unknown"
     assert list(wan.problems(sample.tensors)) == []
@@ -453,3 +455,77 @@ def test_sample_is_a_small_i2v():
     linears = [weight.name for weight in wan.weights(sample.tensors) if weight.kind == "linear"]
     assert len(linears) == 36
     assert all(size % 128 == 0 for name in linears for size in sample.tensors[name].shape)
+
+
+VACE = dataclasses.replace(SYNTHETIC, image=False, in_dim=16, vace_layers=2).inventory("BF16")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_vace_blocks_are_quantized_like_the_others(spelling):
+    tensors = respell(VACE, **spelling)
+    assert list(wan.problems(tensors)) == []
+    weights = {weight.name: weight for weight in wan.weights(tensors)}
+    assert list(weights) == list(VACE)
+    linear = [name for name, weight in weights.items() if weight.kind == "linear" and name.startswith("vace_blocks.")]
+    assert len(linear) == 2 * 10
+    assert {weights[name].module for name in linear} == {"self_attn", "cross_attn", "ffn"}
+    assert weights["vace_blocks.1.ffn.0.weight"].block == "1"
+    copied = ("vace_blocks.0.before_proj", "vace_blocks.0.after_proj", "vace_blocks.1.after_proj")
+    assert {weights[f"{name}.weight"].kind for name in copied} == {"other"}
+    assert weights["vace_patch_embedding.weight"].kind == "embedding"
+    assert "vace_blocks.1.before_proj.weight" not in weights
+
+
+def test_a_missing_part_of_vace_is_named():
+    assert list(wan.problems(without(VACE, "vace_blocks.1.self_attn.q.weight", "vace_blocks.0.before_proj.bias"))) == [
+        "missing 1 of the 31 tensors of block 0 of vace_blocks: vace_blocks.0.before_proj.bias; is a shard missing?",
+        "missing 1 of the 29 tensors of block 1 of vace_blocks: vace_blocks.1.self_attn.q.weight; is a shard missing?",
+    ]
+    (problem,) = wan.problems(without(VACE, "vace_blocks."))
+    assert problem.startswith("there is no VACE block at all (no vace_blocks.0.modulation)")
+
+
+def test_adapters_that_the_runtime_reads_quantized():
+    """``face_adapter`` of Animate and ``audio_injector`` of S2V are built with the class of the blocks' weights."""
+    adapters = dataclasses.replace(SYNTHETIC, fuser_layers=2, injector_layers=1).inventory("BF16")
+    adapters["audio_injector.injector_adain_layers.0.linear.weight"] = TensorSpec("BF16", (512, 128))
+    adapters["audio_injector.injector_adain_layers.0.linear.bias"] = TensorSpec("BF16", (512,))
+    assert list(wan.problems(adapters)) == []
+    found = [weight for weight in wan.weights(adapters) if weight.kind == "linear" and weight.name[:7] != "blocks."]
+    assert Counter(weight.module for weight in found) == {"face_adapter": 6, "audio_injector": 5}
+    assert all(weight.block for weight in found)
+
+
+PREFIXES = (
+    *("model.diffusion_model.", "diffusion_model.", "model.", "module.", "transformer.", "pipe.dit.", "dit."),
+    *("generator.model.", "generator.", "net.", "_orig_mod.", "module._orig_mod.", "module.model._orig_mod."),
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_are_stripped(prefix):
+    tensors = respell(SMALL, prefix=prefix)
+    assert wan.recognise(tensors) == "unknown"
+    assert list(wan.problems(tensors)) == []
+    assert [weight.name for weight in wan.weights(tensors)] == list(SMALL)
+    assert wan.describe(tensors)["prefix"] == prefix
+
+
+def test_one_tensor_under_two_prefixes_names_both_keys():
+    name = "blocks.1.self_attn.q.weight"
+    (problem,) = wan.problems(respell(SMALL, prefix="module.") | {f"net.{name}": SMALL[name]})
+    assert f"{name} (as module.{name} and as net.{name})" in problem
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_other_models_in_the_same_file_are_foreign(prefix):
+    spec = TensorSpec("BF16", (4, 4))
+    others = {"first_stage_model.conv1.weight": spec, "text_encoders.umt5xxl.transformer.shared.weight": spec}
+    extra = {f"{prefix}motion_encoder.enc.fc.0.weight": spec}
+    tensors = respell(SMALL, prefix=prefix) | others | extra
+    assert wan.recognise(tensors) == "unknown"
+    assert list(wan.problems(tensors)) == []
+    assert list(wan.foreign(tensors)) == list(others)
+    assert wan.describe(tensors)["extra_tensors"] == 1
+    names = [weight.name for weight in wan.weights(tensors)]
+    assert names == [*SMALL, "motion_encoder.enc.fc.0.weight"]

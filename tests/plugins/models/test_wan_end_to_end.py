@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from converter_core.conversion import convert
+from converter_core.engine.convert import convert
 from converter_core.inspection import inspect
 from converter_plugins.models.wan_dit import WanDit
 
@@ -128,8 +128,8 @@ def test_quantized_from_diffusers_naming(scheme: str, model: Any, saved: Path, t
     assert "num_attention_heads" not in config
 
 
-def test_inspect_tells_the_naming(saved: Path) -> None:
+def test_inspect_tells_the_key_format(saved: Path) -> None:
     told = inspect(saved).as_dict()
-    assert told["facts"]["naming"] == "diffusers"
+    assert told["facts"]["key_format"] == "diffusers"
     assert told["facts"]["num_layers"] == 2
     assert told["quantized"] is None

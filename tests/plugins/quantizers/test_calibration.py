@@ -6,15 +6,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from converter_core.api.contexts import WeightContext
+from converter_core.api.values import TensorRef, WeightInfo
 from converter_core.errors import Refused
-from converter_core.specs import Source, WeightInfo
 from converter_plugins.quantizers.nvfp4 import Nvfp4
 
 NAME = "blocks.0.self_attn.q.weight"
 
 
 def info(name=NAME):
-    return WeightInfo(name, {"weight": Source(name)}, kind="linear")
+    return WeightContext(WeightInfo(name, {"weight": TensorRef(name)}, kind="linear"), name)
 
 
 @pytest.fixture(params=["calib.pt", "calib.safetensors", "calib.json", "flat.json"])
@@ -33,23 +34,23 @@ def calibration(request, tmp_path):
 
 def test_the_statistic_is_written_as_bf16_can_hold_it(calibration):
     quantizer = Nvfp4(activation_absmax=calibration)
-    given = quantizer.inputs(info())
+    given = quantizer.inputs(info(), {})
     assert given["input_absmax"].item() == 3.140625
     weight = torch.randn(4, 32)
-    parts = quantizer.quantize(weight, **quantizer.statistic(weight), **given)
+    parts = quantizer.quantize(weight, **quantizer.observe(weight), **given)
     assert parts["input_absmax"].item() == 3.140625
     assert parts["input_absmax"].dtype is torch.float32
     assert parts["input_absmax"].shape == ()
-    assert quantizer.inputs(info("blocks.0.ffn.0.weight"))["input_absmax"].shape == ()
+    assert quantizer.inputs(info("blocks.0.ffn.0.weight"), {})["input_absmax"].shape == ()
     assert list(quantizer.input_files()) == [calibration]
 
 
 def test_without_the_option_nothing_is_added():
     weight = torch.randn(4, 32)
     quantizer = Nvfp4()
-    assert quantizer.inputs(info()) == {}
+    assert quantizer.inputs(info(), {}) == {}
     assert list(quantizer.input_files()) == list(quantizer.check_names([NAME])) == []
-    assert "input_absmax" not in quantizer.quantize(weight, **quantizer.statistic(weight))
+    assert "input_absmax" not in quantizer.quantize(weight, **quantizer.observe(weight))
 
 
 def test_names_that_match_nothing_are_told(calibration):
@@ -65,14 +66,14 @@ def test_a_statistic_that_is_none(tmp_path, value):
     path = tmp_path / "calib.json"
     path.write_text(json.dumps({"absmax": {NAME: value}}))
     with pytest.raises(Refused, match="activation statistic"):
-        Nvfp4(activation_absmax=str(path)).inputs(info())
+        Nvfp4(activation_absmax=str(path)).inputs(info(), {})
 
 
 def test_a_missing_statistic_or_file(tmp_path, calibration):
     with pytest.raises(Refused, match=r"has no activation statistic in .*do_mm_calib"):
-        Nvfp4(activation_absmax=calibration).inputs(info("blocks.7.self_attn.q.weight"))
+        Nvfp4(activation_absmax=calibration).inputs(info("blocks.7.self_attn.q.weight"), {})
     with pytest.raises(Refused, match=r"cannot read .*none.pt: No such file"):
-        Nvfp4(activation_absmax=str(tmp_path / "none.pt")).inputs(info())
+        Nvfp4(activation_absmax=str(tmp_path / "none.pt")).inputs(info(), {})
 
 
 @pytest.mark.parametrize("name", ["bad.json", "bad.pt", "bad.safetensors"])
@@ -80,7 +81,7 @@ def test_a_file_of_another_kind(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"\x08\x00not what it says")
     with pytest.raises(Refused, match=f"activation_absmax: .*{name} is not a calibration file"):
-        Nvfp4(activation_absmax=str(path)).inputs(info())
+        Nvfp4(activation_absmax=str(path)).inputs(info(), {})
 
 
 def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
@@ -92,7 +93,7 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
 
     torch.save({"absmax": {NAME: Payload()}}, tmp_path / "calib.pt")
     with pytest.raises(Refused, match="is not a calibration file"):
-        Nvfp4(activation_absmax=str(tmp_path / "calib.pt")).inputs(info())
+        Nvfp4(activation_absmax=str(tmp_path / "calib.pt")).inputs(info(), {})
     assert not ran.exists()
 
 
@@ -100,12 +101,12 @@ def test_no_mapping(tmp_path):
     path = tmp_path / "calib.json"
     path.write_text("[1, 2]")
     with pytest.raises(Refused, match="holds no mapping"):
-        Nvfp4(activation_absmax=str(path)).inputs(info())
+        Nvfp4(activation_absmax=str(path)).inputs(info(), {})
 
 
 def test_a_changed_file_is_read_again(tmp_path):
     path = tmp_path / "calib.json"
     path.write_text(json.dumps({NAME: 1.0}))
-    assert Nvfp4(activation_absmax=str(path)).inputs(info())["input_absmax"].item() == 1.0
+    assert Nvfp4(activation_absmax=str(path)).inputs(info(), {})["input_absmax"].item() == 1.0
     path.write_text(json.dumps({NAME: 2.5}))
-    assert Nvfp4(activation_absmax=str(path)).inputs(info())["input_absmax"].item() == 2.5
+    assert Nvfp4(activation_absmax=str(path)).inputs(info(), {})["input_absmax"].item() == 2.5

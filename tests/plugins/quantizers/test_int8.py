@@ -23,7 +23,7 @@ def restated(spec, weight, reach=None):
     return codes, scales
 
 
-def legacy(spec, weight):
+def reference(spec, weight):
     rows, dtype = weight.float().numpy(), weight.dtype
     codes, scales = np.zeros(rows.shape, np.int8), np.zeros((len(rows), 1), F32)
     for r, row in enumerate(rows):
@@ -48,7 +48,7 @@ def test_equals_the_restatement(spec, dtype, columns):
 def test_one_scale_for_the_weight_stands_in_every_row(spec, dtype):
     weight = spec.edges(48, dtype, TIES)[[0, 3, 5, 9]]
     quantizer = Int8(per_channel=False)
-    parts = quantizer.quantize(weight, **quantizer.statistic(weight))
+    parts = quantizer.quantize(weight, **quantizer.observe(weight))
     codes, scales = restated(spec, weight, float(weight.abs().max()))
     np.testing.assert_array_equal(parts["scale"].numpy(), scales)
     np.testing.assert_array_equal(parts["weight"].numpy(), codes)
@@ -58,7 +58,7 @@ def test_one_scale_for_the_weight_stands_in_every_row(spec, dtype):
 def test_parity_equals_the_restatement(spec, dtype, columns):
     weight = spec.edges(columns, dtype, TIES)
     parts = Int8(numerics="lightx2v").quantize(weight)
-    codes, scales = legacy(spec, weight)
+    codes, scales = reference(spec, weight)
     assert parts["scale"].dtype is dtype
     np.testing.assert_array_equal(parts["scale"].float().numpy(), scales)
     np.testing.assert_array_equal(parts["weight"].numpy(), codes)
@@ -93,7 +93,7 @@ def test_asymmetric_equals_the_restatement(spec, dtype, per_channel):
     weight = weight[[0, 1, 3, 6, 9, 11, 13]]
     weight[0] = weight[0].abs() + 0.25
     quantizer = Int8(symmetric=False, per_channel=per_channel)
-    parts = quantizer.quantize(weight, **quantizer.statistic(weight))
+    parts = quantizer.quantize(weight, **quantizer.observe(weight))
     rows = weight.float().numpy()
     for r, row in enumerate(rows):
         of = row if per_channel else rows
@@ -107,7 +107,7 @@ def test_asymmetric_equals_the_restatement(spec, dtype, per_channel):
         assert parts["weight"][r].tolist() == expected
     assert parts["zero_point"].dtype is torch.int8
     error = quantizer.dequantize(parts) - weight.float()
-    assert (error.abs() <= 1.5 * quantizer.step(parts)).all()
+    assert (error.abs() <= 1.5 * quantizer.quantization_step(parts)).all()
 
 
 def test_asymmetric_by_hand():
@@ -144,7 +144,7 @@ def test_options_that_exclude_each_other():
         Int8(per_channel=False, scale_rule="mse")
     with pytest.raises(Refused, match="did you mean 'absmax'"):
         Int8(scale_rule="abs_max")
-    assert Int8(numerics="lightx2v").only_target == "lightx2v"
+    assert Int8(numerics="lightx2v").required_target == "lightx2v"
     assert Int8(numerics="lightx2v").passthrough_dtype == "float32"
-    assert Int8().only_target is None
+    assert Int8().required_target is None
     assert Int8().passthrough_dtype is None

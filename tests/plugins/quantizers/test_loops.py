@@ -11,7 +11,7 @@ import sysconfig
 import pytest
 import torch
 
-from converter_core.interfaces import Quantizer
+from converter_core.api.interfaces import Quantizer
 from converter_plugins.quantizers import _loops, fp8, int8, mxfp4, nvfp4
 
 QUANTIZERS = [
@@ -77,10 +77,10 @@ def test_bytes_are_those_of_torch(
     if _loops._library is None:
         pytest.skip("the loops are not compiled")
     for weight in weights(columns, dtype):
-        compiled = quantizer.quantize(weight, **quantizer.statistic(weight))
+        compiled = quantizer.quantize(weight, **quantizer.observe(weight))
         with monkeypatch.context() as patch:
             patch.setattr(_loops, "_library", None)
-            expected = quantizer.quantize(weight, **quantizer.statistic(weight))
+            expected = quantizer.quantize(weight, **quantizer.observe(weight))
         assert compiled.keys() == expected.keys()
         for role, part in expected.items():
             assert compiled[role].dtype is part.dtype
@@ -93,13 +93,13 @@ def test_e4m3_codes_come_back_as_in_torch(scale: float, monkeypatch: pytest.Monk
         pytest.skip("the loops are not compiled")
     codes = torch.arange(256, dtype=torch.uint8).repeat(3, 1).view(torch.float8_e4m3fn)
     parts = {"weight": codes, "scale": torch.tensor([[1.0], [scale], [0.3]])}
-    value, step = fp8.Fp8().dequantize(parts), fp8.Fp8().step(parts)
+    value, step = fp8.Fp8().dequantize(parts), fp8.Fp8().quantization_step(parts)
     assert torch.equal(value.isnan(), (torch.arange(256) % 128 == 127).expand(3, 256))
     assert value[0, :3].tolist() == [0.0, 2.0**-9, 2.0**-8]
     assert value[0, 0x7E] == 448
     assert step[0, [0, 8, 16, 0x7E, 0xFE]].tolist() == [2.0**-9, 2.0**-9, 2.0**-8, 32.0, 32.0]
     monkeypatch.setattr(_loops, "_library", None)
-    expected, expected_step = fp8.Fp8().dequantize(parts), fp8.Fp8().step(parts)
+    expected, expected_step = fp8.Fp8().dequantize(parts), fp8.Fp8().quantization_step(parts)
     numbers = ~expected.isnan()
     assert torch.equal(value[numbers].view(torch.int32), expected[numbers].view(torch.int32))
     ordinary = ~codes.float().isnan()

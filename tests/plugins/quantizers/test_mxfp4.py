@@ -56,7 +56,7 @@ def restated(spec, weight, scale_of):
     return spec.packed(codes), scales
 
 
-def legacy(spec, weight):
+def reference(spec, weight):
     rows = weight.float().numpy()
     codes = np.zeros(rows.shape, np.uint8)
     scales = np.zeros((rows.shape[0], rows.shape[1] // 32), np.uint8)
@@ -100,7 +100,7 @@ def test_mse_is_the_better_of_two_in_exact_arithmetic(spec, dtype):
 
 def test_parity_equals_the_restatement(spec, dtype):
     weight = spec.edges(96, dtype, TIES)
-    check(Mxfp4(numerics="lightx2v").quantize(weight), legacy(spec, weight))
+    check(Mxfp4(numerics="lightx2v").quantize(weight), reference(spec, weight))
 
 
 def test_bytes_by_hand():
@@ -159,7 +159,7 @@ def test_decodes_and_steps():
     }
     values = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
     assert Mxfp4().dequantize(parts)[0, :16].tolist() == [4 * v for v in values] + [-4 * v for v in values]
-    assert Mxfp4().step(parts)[0, :8].tolist() == [2.0, 2.0, 2.0, 2.0, 4.0, 4.0, 8.0, 8.0]
+    assert Mxfp4().quantization_step(parts)[0, :8].tolist() == [2.0, 2.0, 2.0, 2.0, 4.0, 4.0, 8.0, 8.0]
     least = {"weight": torch.full((1, 16), 0x22, dtype=torch.uint8), "scale": torch.zeros(1, 1, dtype=torch.uint8)}
     assert Mxfp4().dequantize(least)[0, 0].item() == 2.0**-127
 
@@ -169,6 +169,6 @@ def test_options_that_exclude_each_other():
         Mxfp4(numerics="lightx2v", scale_rule="mse")
     with pytest.raises(Refused, match="unknown scale_rule 'ceil'"):
         Mxfp4(scale_rule="ceil")
-    assert Mxfp4(numerics="lightx2v", scale_rule="rceil").only_target == "lightx2v"
+    assert Mxfp4(numerics="lightx2v", scale_rule="rceil").required_target == "lightx2v"
     with pytest.raises(Refused, match="has 48 columns; needs a multiple of 32"):
         Mxfp4().quantize(torch.ones(2, 48))

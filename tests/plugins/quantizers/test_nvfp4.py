@@ -13,7 +13,7 @@ TIES = [6.0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -0.25, -0.75, -1.25, -1.75, 
 
 def quantized(weight, **options):
     quantizer = Nvfp4(**options)
-    return quantizer.quantize(weight, **quantizer.statistic(weight))
+    return quantizer.quantize(weight, **quantizer.observe(weight))
 
 
 def whole_scale(spec, most):
@@ -30,7 +30,7 @@ def whole_scale(spec, most):
     return F32(min(float(round(quotient / unit) * unit), 2.0**118))  # round() takes ties to even
 
 
-def legacy_scale(spec, most):
+def reference_scale(spec, most):
     with np.errstate(divide="ignore", over="ignore"):
         whole = spec.bf16(spec.bf16(F32(1) / F32(most)) * F32(2688))
     return whole if np.isfinite(whole) else whole_scale(spec, most)
@@ -96,7 +96,7 @@ def test_equals_the_restatement(spec, dtype, rows):
 def test_parity_equals_the_restatement(spec, dtype, rows):
     weight = spec.edges(48, dtype, TIES)[rows]
     rounded = weight.bfloat16()
-    whole = legacy_scale(spec, rounded.abs().max().item())
+    whole = reference_scale(spec, rounded.abs().max().item())
     check(quantized(weight, numerics="lightx2v"), restated(spec, rounded, whole, absmax), whole)
 
 
@@ -109,7 +109,7 @@ def test_parity_where_a_reciprocal_overflows(spec):
     weight = (weight * 2.0**-115).bfloat16()
     weight[1, ::5] = 0
     weight[1, ::7] = -0.0
-    whole = legacy_scale(spec, weight.float().abs().max().item())
+    whole = reference_scale(spec, weight.float().abs().max().item())
     assert whole > 2.0**120
     parts = quantized(weight, numerics="lightx2v")
     with np.errstate(over="ignore"):
@@ -209,8 +209,8 @@ def test_decodes_and_steps():
     parts = {"weight": codes, "scale": scale, "global_scale": torch.tensor(4.0)}
     values = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
     assert Nvfp4().dequantize(parts)[0, :16].tolist() == [v / 4 for v in values] + [-v / 4 for v in values]
-    assert Nvfp4().step(parts)[0, :8].tolist() == [0.125] * 4 + [0.25] * 2 + [0.5] * 2
-    assert Nvfp4().step(parts)[0, 16].item() == 2.0**-12
+    assert Nvfp4().quantization_step(parts)[0, :8].tolist() == [0.125] * 4 + [0.25] * 2 + [0.5] * 2
+    assert Nvfp4().quantization_step(parts)[0, 16].item() == 2.0**-12
 
 
 def test_options_that_exclude_each_other():

@@ -5,15 +5,23 @@ from collections.abc import Mapping
 import pytest
 import torch
 
+from converter_core.api.contexts import ModelFacts, SourceTensors, WeightContext
+from converter_core.api.formats import UNQUANTIZED, QuantFormat
+from converter_core.api.tensors import spec_of
+from converter_core.api.values import OutputTensor, PlannedWeight, Stored, TensorRef, TensorSpec, WeightInfo
 from converter_core.errors import Refused
-from converter_core.registry import load_plugins
-from converter_core.specs import OutputTensor, PlannedWeight, Source, Stored, TensorSpec, WeightInfo
-from converter_core.tensors import spec_of
+from converter_core.plugins.registry import load_plugins
 from converter_plugins.targets.lightx2v import FORMATS, LightX2V
 
+FORMAT_OF = {"none": UNQUANTIZED, **{format.name: format for format in FORMATS}}
+NAMES = [format.name for format in FORMATS]
 TARGET = LightX2V()
 Q = "blocks.0.self_attn.q.weight"
 ROWS, COLUMNS = 320, 96  # 320 rows are no multiple of 128, 6 and 3 blocks none of 4
+
+
+def context(format: str, name: str = "x.weight") -> WeightContext:
+    return WeightContext(WeightInfo(name, {}), name, None, FORMAT_OF.get(format, QuantFormat(format, format)))
 
 
 def canonical(format: str, rows: int = ROWS, columns: int = COLUMNS) -> dict[str, torch.Tensor]:
@@ -47,16 +55,18 @@ def same_bytes(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tenso
 
 def planned(name: str, format: str, kind: str = "linear", block: str = "0") -> PlannedWeight:
     spec = TensorSpec("BF16", (128, 128))
-    info = WeightInfo(name, {"weight": Source(name)}, kind, "ffn", block)
-    return PlannedWeight(info, name, spec, format, (OutputTensor(name, "weight", spec),))
+    info = WeightInfo(name, {"weight": TensorRef(name)}, kind, "ffn", block)
+    return PlannedWeight(
+        info, name, spec, FORMAT_OF.get(format, QuantFormat(format, format)), (OutputTensor(name, "weight", spec),)
+    )
 
 
 def stored_specs(format: str, name: str = Q, rows: int = ROWS, columns: int = COLUMNS) -> dict[str, TensorSpec]:
     """What a header says of a weight this target has written."""
     specs = {}
-    for role, part in TARGET.encode(format, canonical(format, rows, columns)).items():
+    for role, part in TARGET.encode(context(format), canonical(format, rows, columns)).items():
         spec = spec_of(part)
-        specs[TARGET.key(name, role)] = TensorSpec(TARGET.stored_dtype(format, role, spec.dtype), spec.shape)
+        specs[TARGET.key(context("none", name), role)] = TARGET.stored_spec(context(format), role, spec)
     return specs
 
 
@@ -67,7 +77,7 @@ def test_it_is_offered_and_the_default() -> None:
 
 
 def test_keys() -> None:
-    keys = {role: TARGET.key(Q, role) for role in ("weight", "scale", "global_scale", "input_absmax")}
+    keys = {role: TARGET.key(context("none", Q), role) for role in ("weight", "scale", "global_scale", "input_absmax")}
     assert keys == {
         "weight": "blocks.0.self_attn.q.weight",
         "scale": "blocks.0.self_attn.q.weight_scale",
@@ -75,20 +85,20 @@ def test_keys() -> None:
         "input_absmax": "blocks.0.self_attn.q.input_absmax",
     }
     for plain in ("blocks.0.self_attn.q.bias", "blocks.0.modulation"):
-        assert TARGET.key(plain, "weight") == plain
+        assert TARGET.key(context("none", plain), "weight") == plain
 
 
 @pytest.mark.parametrize("format", ["none", "int8", "fp8"])
 def test_row_scales_are_stored_as_they_are(format: str) -> None:
     parts = canonical(format)
-    assert same_bytes(TARGET.encode(format, parts), parts)
-    assert same_bytes(TARGET.decode(format, parts), parts)
+    assert same_bytes(TARGET.encode(context(format), parts), parts)
+    assert same_bytes(TARGET.decode(context(format), parts), parts)
 
 
 @pytest.mark.parametrize(("format", "dtype", "shape"), [("mxfp4", "F8_E8M0", (384, 4)), ("nvfp4", "F8_E4M3", (384, 8))])
 def test_block_scales_are_swizzled_and_padded(format: str, dtype: str, shape: tuple[int, int]) -> None:
     parts = canonical(format)
-    stored = TARGET.encode(format, parts)
+    stored = TARGET.encode(context(format), parts)
     assert stored_specs(format)[f"{Q}_scale"] == TensorSpec(dtype, shape)
     buffer = stored["scale"].view(torch.uint8).flatten().tolist()
     scale = parts["scale"].view(torch.uint8)
@@ -102,31 +112,31 @@ def test_block_scales_are_swizzled_and_padded(format: str, dtype: str, shape: tu
     assert same_bytes({**stored, "scale": parts["scale"]}, parts)
 
 
-@pytest.mark.parametrize("format", ["none", *FORMATS])
+@pytest.mark.parametrize("format", ["none", *NAMES])
 @pytest.mark.parametrize(("rows", "columns"), [(ROWS, COLUMNS), (256, 256), (1, 32)])
 def test_decode_takes_encode_back(format: str, rows: int, columns: int) -> None:
     parts = canonical(format, rows, columns)
-    assert same_bytes(TARGET.decode(format, TARGET.encode(format, parts)), parts)
+    assert same_bytes(TARGET.decode(context(format), TARGET.encode(context(format), parts)), parts)
 
 
 @pytest.mark.parametrize("format", ["mxfp4", "nvfp4"])
 def test_slabs_join_and_can_be_read_by_slabs(format: str) -> None:
     parts = canonical(format)
-    whole = TARGET.encode(format, parts)
+    whole = TARGET.encode(context(format), parts)
     joined = []
-    for start in range(0, ROWS, TARGET.row_tile):
+    for start in range(0, ROWS, TARGET.row_block):
         slab = {role: part[start : start + 128] if part.dim() else part for role, part in parts.items()}
-        stored = TARGET.encode(format, slab)
-        assert same_bytes(TARGET.decode(format, stored), slab)
+        stored = TARGET.encode(context(format), slab)
+        assert same_bytes(TARGET.decode(context(format), stored), slab)
         joined.append(stored["scale"].view(torch.uint8))
     assert torch.equal(torch.cat(joined), whole["scale"].view(torch.uint8))
 
 
-@pytest.mark.parametrize("format", ["none", *FORMATS])
+@pytest.mark.parametrize("format", ["none", *NAMES])
 def test_meta_tensors_tell_the_same_shapes(format: str) -> None:
     parts = canonical(format)
-    there = TARGET.encode(format, {role: part.to("meta") for role, part in parts.items()})
-    here = TARGET.encode(format, parts)
+    there = TARGET.encode(context(format), {role: part.to("meta") for role, part in parts.items()})
+    here = TARGET.encode(context(format), parts)
     assert {role: (part.dtype, part.shape) for role, part in there.items()} == {
         role: (part.dtype, part.shape) for role, part in here.items()
     }
@@ -135,7 +145,7 @@ def test_meta_tensors_tell_the_same_shapes(format: str) -> None:
 
 def test_activation_statistics_have_a_place() -> None:
     parts = {**canonical("nvfp4"), "input_absmax": torch.tensor(12.5)}
-    assert TARGET.encode("nvfp4", parts)["input_absmax"].item() == 12.5
+    assert TARGET.encode(context("nvfp4"), parts)["input_absmax"].item() == 12.5
 
 
 @pytest.mark.parametrize(
@@ -162,25 +172,26 @@ def test_activation_statistics_have_a_place() -> None:
 def test_refusals(format: str, change: Mapping[str, torch.Tensor | None], reason: str) -> None:
     parts = {**(canonical(format) if format != "int4" else canonical("int8")), **change}
     with pytest.raises(Refused, match=reason):
-        TARGET.encode(format, {role: part for role, part in parts.items() if part is not None})
+        TARGET.encode(context(format), {role: part for role, part in parts.items() if part is not None})
 
 
 def test_scales_in_the_dtype_of_the_source_are_fine() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         parts = {**canonical("int8"), "scale": torch.full((ROWS, 1), 0.5, dtype=dtype)}
-        assert same_bytes(TARGET.encode("int8", parts), parts)
+        assert same_bytes(TARGET.encode(context("int8"), parts), parts)
 
 
 def test_the_loader_casts_floats_to_bfloat16() -> None:
     codes = canonical("fp8")["weight"]
-    loaded = TARGET.as_loaded(
+    loaded = TARGET.simulate_load(
+        context("int8"),
         {
             "scale": torch.tensor([[3.14159265], [1.00390625], [1.01171875], [-1e-30]]),
             "half": torch.tensor([65504.0, 0.1], dtype=torch.float16),
             "bias": torch.tensor([0.10009765625], dtype=torch.bfloat16),
             "weight": codes,
             "bytes": torch.tensor([1, 255], dtype=torch.uint8),
-        }
+        },
     )
     # 1.00390625 and 1.01171875 lie halfway: to even, down and up
     assert loaded["scale"][:3].flatten().tolist() == [3.140625, 1.0, 1.015625]
@@ -192,47 +203,49 @@ def test_the_loader_casts_floats_to_bfloat16() -> None:
 
 
 def test_one_scheme_or_none_is_read() -> None:
-    for format in ("none", *FORMATS):
+    for format in ("none", *NAMES):
         weights = [planned(f"blocks.{i}.ffn.0.weight", format, block=str(i)) for i in range(4)]
         norm = planned("blocks.0.norm3.weight", "none", kind="norm")
         head = planned("head.head.weight", "none", kind="head", block="")
-        assert list(TARGET.refuse([*weights, norm, head])) == []
+        assert list(TARGET.refuse(ModelFacts(), [*weights, norm, head])) == []
 
 
 def test_a_mix_is_refused() -> None:
     weights = [planned(f"blocks.{i}.ffn.0.weight", "fp8" if i else "nvfp4", block=str(i)) for i in range(3)]
-    (reason,) = TARGET.refuse(weights)
+    (reason,) = TARGET.refuse(ModelFacts(), weights)
     assert "one scheme for all linear weights of the blocks" in reason
     assert "fp8 to 2 (blocks.1.ffn.0.weight, blocks.2.ffn.0.weight) and nvfp4 to 1 (blocks.0.ffn.0.weight)" in reason
 
 
 def test_leaving_some_out_is_refused() -> None:
     weights = [planned(f"blocks.{i}.ffn.0.weight", "none" if i < 5 else "int8", block=str(i)) for i in range(6)]
-    (reason,) = TARGET.refuse(weights)
+    (reason,) = TARGET.refuse(ModelFacts(), weights)
     assert "int8 to 1 (blocks.5.ffn.0.weight) and leaves out 5 (blocks.0.ffn.0.weight, " in reason
     assert "blocks.2.ffn.0.weight, …)" in reason
 
 
 def test_quantized_weights_outside_the_blocks_are_refused() -> None:
     weights = [planned("blocks.0.ffn.0.weight", "int8"), planned("text_embedding.0.weight", "int8", block="")]
-    assert list(TARGET.refuse(weights)) == ["LightX2V reads text_embedding.0.weight unquantized only, not as int8"]
+    assert list(TARGET.refuse(ModelFacts(), weights)) == [
+        "LightX2V reads text_embedding.0.weight unquantized only, not as int8"
+    ]
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", NAMES)
 @pytest.mark.parametrize(("rows", "columns"), [(ROWS, COLUMNS), (5120, 1280), (32, 32)])
 def test_what_was_written_is_recognised(format: str, rows: int, columns: int) -> None:
     specs = stored_specs(format, rows=rows, columns=columns)
     others = {"blocks.0.self_attn.q.bias": TensorSpec("BF16", (rows,)), "blocks.0.modulation": TensorSpec("BF16", (1,))}
-    found = TARGET.scan({**others, **specs}, {"format": "pt"})
+    found = TARGET.detect(SourceTensors({**others, **specs}, {"format": "pt"}))
     assert list(found) == [Q]
-    assert found[Q].format == format
+    assert found[Q].format.name == format
     assert sorted(found[Q].keys.values()) == sorted(specs)
-    assert all(TARGET.key(Q, role) == key for role, key in found[Q].keys.items())
+    assert all(TARGET.key(context("none", Q), role) == key for role, key in found[Q].keys.items())
 
 
 def test_a_checkpoint_of_the_original_is_not_quantized() -> None:
     specs = {Q: TensorSpec("BF16", (64, 64)), "blocks.0.self_attn.q.bias": TensorSpec("BF16", (64,))}
-    assert TARGET.scan(specs, {}) == {}
+    assert TARGET.detect(SourceTensors(specs, {})) == {}
 
 
 @pytest.mark.parametrize(
@@ -256,28 +269,28 @@ def test_a_checkpoint_of_the_original_is_not_quantized() -> None:
     ],
 )
 def test_what_others_write_is_not_claimed(specs: Mapping[str, TensorSpec]) -> None:
-    assert TARGET.scan(specs, {}) == {}
+    assert TARGET.detect(SourceTensors(specs, {})) == {}
 
 
 def test_a_plain_file_is_not_claimed() -> None:
     specs = stored_specs("int8")
-    assert Q in TARGET.scan(specs, {})
-    assert TARGET.scan(specs, {"plain.formats": "{}"}) == {}
+    assert Q in TARGET.detect(SourceTensors(specs, {}))
+    assert TARGET.detect(SourceTensors(specs, {"plain.formats": "{}"})) == {}
 
 
 def test_files_calibrated_by_lightx2v_are_read() -> None:
     specs = stored_specs("nvfp4")
     del specs[f"{Q}_global_scale"]
     specs["blocks.0.self_attn.q.alpha"] = specs["blocks.0.self_attn.q.input_global_scale"] = TensorSpec("F32", ())
-    (stored,) = TARGET.scan(specs, {}).values()
-    assert stored.format == "nvfp4"
+    (stored,) = TARGET.detect(SourceTensors(specs, {})).values()
+    assert stored.format.name == "nvfp4"
     assert set(stored.keys) == {"weight", "scale", "alpha", "input_global_scale"}
     assert not any("calib.pt" in note for note in TARGET.notes({Q: stored}))
 
-    written = dict(TARGET.encode("nvfp4", canonical("nvfp4")))
+    written = dict(TARGET.encode(context("nvfp4"), canonical("nvfp4")))
     del written["global_scale"]
     parts = TARGET.decode(
-        "nvfp4", {**written, "alpha": torch.tensor([1 / 256]), "input_global_scale": torch.tensor([4.0])}
+        context("nvfp4"), {**written, "alpha": torch.tensor([1 / 256]), "input_global_scale": torch.tensor([4.0])}
     )
     assert set(parts) == {"weight", "scale", "global_scale"}
     assert parts["global_scale"].shape == ()
@@ -285,6 +298,6 @@ def test_files_calibrated_by_lightx2v_are_read() -> None:
 
 
 def test_notes_and_configuration_come_with_the_target() -> None:
-    weights = {Q: Stored("int8", {"weight": Q, "scale": f"{Q}_scale"})}
-    assert any("DCU" in note for note in TARGET.notes(weights))
+    weights = {Q: Stored(FORMAT_OF["int8"], {"weight": Q, "scale": f"{Q}_scale"})}
+    assert not list(TARGET.notes(weights))
     assert TARGET.runtime_config(weights, "/models/wan")["config"]["dit_quantized_ckpt"] == "/models/wan"

@@ -4,17 +4,18 @@ import json
 
 import pytest
 
-from converter_core.specs import Stored
+from converter_core.api.formats import QuantFormat
+from converter_core.api.values import Stored
 from converter_plugins.targets import lightx2v
 from converter_plugins.targets._lightx2v_config import CHOICES, notes, runtime_config
 
 
 def stored(format: str, *roles: str) -> Stored:
-    return Stored(format, {role: f"X.{role}" for role in ("weight", "scale", *roles)})
+    return Stored(QuantFormat(format, format), {role: f"X.{role}" for role in ("weight", "scale", *roles)})
 
 
 def test_every_format_has_a_loader() -> None:
-    assert set(CHOICES) == set(lightx2v.FORMATS)
+    assert set(CHOICES) == {format.name for format in lightx2v.FORMATS}
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_every_format_has_a_loader() -> None:
     [
         (
             "int8",
-            {"dit_quant_scheme": "int8-vllm", "lazy_load": False},
+            {"dit_quant_scheme": "int8-vllm"},
             "int8-vllm int8-sgl int8-q8f int8-triton int8-torchao int8-vllm-hygon-dcu int8-npu int8-tmo int8-iluvatar",
         ),
         (
@@ -62,8 +63,19 @@ def test_complete_nvfp4_keeps_the_warning_of_lazy_load() -> None:
     assert "computes wrongly with nvfp4 and lazy_load" in note
 
 
-def test_int8_warns_of_the_dcu_only() -> None:
-    (note,) = notes({"a": stored("int8")})
-    assert "Hygon DCU" in note
-    assert "lazy_load" in note
-    assert list(notes({"a": stored("fp8"), "b": stored("mxfp4")})) == []
+@pytest.mark.parametrize("expert", ["high_noise", "low_noise"])
+def test_an_expert_has_a_key_of_its_own(expert: str) -> None:
+    """``dit_quantized_ckpt`` would load the same file for both experts of a Wan2.2 A14B."""
+    weights = {"blocks.0.ffn.0.weight": Stored(QuantFormat("int8", "int8"), {"weight": "blocks.0.ffn.0.weight"})}
+    path = f"/models/Wan2.2-I2V-A14B/{expert}_model_int8"
+    config = runtime_config(weights, path)["config"]
+    assert config[f"{expert}_quantized_ckpt"] == path
+    assert "dit_quantized_ckpt" not in config
+
+
+def test_lazy_load_is_told_of_the_schemes_that_fail_with_it_and_of_no_other() -> None:
+    told = {name for choices in CHOICES.values() for name, where in choices.items() if "lazy" in where}
+    assert told == {"int8-vllm-hygon-dcu", "int8-npu", "int8-tmo", "int8-iluvatar", "fp8-musa"}
+    weights = {"blocks.0.ffn.0.weight": Stored(QuantFormat("int8", "int8"), {"weight": "blocks.0.ffn.0.weight"})}
+    assert list(notes(weights)) == []
+    assert "lazy_load" not in runtime_config(weights, "/x")["config"]

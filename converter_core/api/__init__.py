@@ -1,0 +1,1 @@
+"""What a plugin may import, and all that it needs."""

@@ -1,0 +1,75 @@
+"""What a model adapter implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .contexts import SourceTensors, WeightContext
+from .values import SyntheticCheckpoint, WeightInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .values import Parts
+
+
+class ModelAdapter(ABC):
+    """A model family: which weights a checkpoint holds and what they are called.
+
+    A frozen dataclass if it has options; they are set by ``source.options``.
+    """
+
+    name: ClassVar[str]
+    """What ``source.type`` calls it."""
+
+    modules: ClassVar[Sequence[str]] = ()
+    """The ``WeightInfo.module`` values of linear weights; ``target_modules`` defaults to all of them."""
+
+    @abstractmethod
+    def owns_key(self, key: str) -> bool:
+        """Whether a key is one of this model's. Tells its files from those of other models in the same folder."""
+
+    @abstractmethod
+    def recognise(self, tensors: SourceTensors) -> str | None:
+        """The variant (``I2V-14B``; ``unknown`` for one of the family), or None: not this model."""
+
+    def describe(self, tensors: SourceTensors) -> Mapping[str, Any]:
+        """Facts for ``inspect`` and targets: key format, dimensions, number of blocks. JSON values."""
+        return {}
+
+    def problems(self, tensors: SourceTensors) -> Iterable[str]:
+        """What is missing or has an unexpected shape, by the model's own structure."""
+        return ()
+
+    def foreign(self, tensors: SourceTensors) -> Collection[str]:
+        """Keys of other models in the same file (a VAE, a text encoder): skipped, and counted in a warning."""
+        return ()
+
+    def stores(self) -> Mapping[str, str]:
+        """Name -> path of every other file of tensors that weights are made of, e.g. a LoRA; in the fingerprint too."""
+        return {}
+
+    @abstractmethod
+    def weights(self, tensors: SourceTensors) -> Iterable[WeightInfo]:
+        """Every weight, in the order of ``tensors``. What none of them claims is copied by the core and reported."""
+
+    def assemble(self, context: WeightContext, sources: Parts) -> Tensor:
+        """One weight (or a slab of it) from its sources, by role. Any device, and ``meta``.
+
+        It has as many rows as each of its ``by_rows`` sources.
+        """
+        return sources["weight"]
+
+    def rename(self, name: str, key_format: str) -> str:
+        """A weight's name in another key format; no two weights may get the same."""
+        return name
+
+    def config(self, config: Mapping[str, Any], key_format: str) -> Mapping[str, Any]:
+        """The model's ``config.json`` in another key format; the very same mapping if it needs no change."""
+        return config
+
+    def synthetic(self) -> SyntheticCheckpoint | None:
+        """A small checkpoint with real names, for ``demo`` and for tests; None: no such thing."""
+        return None

@@ -1,0 +1,100 @@
+"""What a quantization scheme implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .contexts import WeightContext
+from .formats import QuantFormat
+from .values import TensorRef, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .values import Parts
+
+
+class Quantizer(ABC):
+    """A quantization scheme: a frozen, hashable dataclass whose fields are its options.
+
+    The signature of ``quantize`` declares what it needs beside the weight: what ``observe`` and ``inputs`` return
+    arrives there as keywords of the same names. The core learns roles, shapes and dtypes of the parts by running the
+    code on zeros (or on ``meta``), so ``quantize`` must not branch on values; it raises ``Refused`` for a weight it
+    cannot take, and that becomes an error of the plan.
+    """
+
+    name: ClassVar[str]
+    """What ``quantization.method`` calls it."""
+
+    row_block: ClassVar[int | None] = None
+    """``quantize`` gives the same bytes for any run of rows that starts at a multiple of this. None: whole weights."""
+
+    wants_bias: ClassVar[bool] = False
+    """Whether ``quantize`` also takes the layer's bias, as ``bias``; it may then return a new one in that role."""
+
+    @property
+    def format(self) -> QuantFormat:
+        """How its parts are stored. Targets decide by these facts; options that change them change the format."""
+        return QuantFormat(self.name, element=self.name)
+
+    @property
+    def required_target(self) -> str | None:
+        """The one target whose files these options make sense in; None: any."""
+        return None
+
+    @property
+    def passthrough_dtype(self) -> str | None:
+        """What ``target.dtype`` defaults to when this is the recipe's method, e.g. ``float32``; None: ``keep``."""
+        return None
+
+    @abstractmethod
+    def quantize(self, weight: Tensor, /, *args: Any, **given: Any) -> Parts:
+        """The parts of a weight (or of a slab of its rows), by role; the part that holds the codes comes first.
+
+        Pure; any device, and ``meta``; does not modify its input. Canonical storage is plain: 4-bit codes ``uint8``,
+        two to a byte, even column in the low nibble, row-major; E8M0 as ``uint8``; nothing swizzled.
+        """
+
+    @abstractmethod
+    def dequantize(self, parts: Parts, /) -> Tensor:
+        """The weight that the parts stand for, float32."""
+
+    def observe(self, rows: Tensor, /) -> Parts:
+        """Statistics of the whole weight. Those of slabs are combined by elementwise maximum.
+
+        Empty (the default): one pass over the weight is enough.
+        """
+        return {}
+
+    def stores(self) -> Mapping[str, str]:
+        """Name -> path of every file of tensors that ``inputs`` refers to, e.g. calibration; in the fingerprint too."""
+        return {}
+
+    def inputs(
+        self, context: WeightContext, stores: Mapping[str, Mapping[str, TensorSpec]], /
+    ) -> Mapping[str, TensorRef | Tensor]:
+        """What ``quantize`` needs for this weight beside its rows: calibration, importance. Pure.
+
+        A ``TensorRef`` into one of ``stores`` is read by the engine, slab by slab where it is ``by_rows``, within the
+        memory budget; a tensor of the plugin's own (on the host, at most 64 KiB) is handed over as it is.
+        Raises ``Refused`` where one is missing. Called while planning, from headers.
+        """
+        return {}
+
+    def input_files(self) -> Sequence[str]:
+        """Paths of files that the plugin reads itself; their content is part of the fingerprint."""
+        return ()
+
+    def check_names(self, names: Sequence[str], /) -> Iterable[str]:
+        """Remarks on the names of all weights it was chosen for, e.g. of statistics that fit none of them."""
+        return ()
+
+    def quantization_step(self, parts: Parts, /) -> Tensor | None:
+        """The distance between neighbouring representable values around each element: float32, the weight's shape.
+
+        ``verify`` fails a weight whose error (Frobenius) is too large for its steps (Frobenius); rounding alone stays
+        below half of them. None (the default): errors are reported without a limit.
+        """
+        return None

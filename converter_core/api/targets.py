@@ -1,0 +1,96 @@
+"""What a target implements: the files that a runtime reads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .contexts import ModelFacts, SourceTensors, WeightContext
+from .values import Extras, PlannedWeight, Stored, TensorSpec
+
+if TYPE_CHECKING:
+    from .values import Parts
+
+
+class Target(ABC):
+    """What a runtime reads: names, bytes, file format, and what stands beside the weights.
+
+    A frozen dataclass if it has options; they are set by ``target.options``.
+    """
+
+    name: ClassVar[str]
+    """What ``target.format`` calls it."""
+
+    default: ClassVar[bool] = False
+    """Taken when a recipe names none."""
+
+    key_format: ClassVar[str] = "original"
+    """The key format that model adapters are asked for."""
+
+    row_block: ClassVar[int | None] = None
+    """As ``Quantizer.row_block``, for ``encode`` and ``decode``."""
+
+    container: ClassVar[Any] = None
+    """The file format it is written in; None: the default container."""
+
+    runs_on: ClassVar[Mapping[str, str]] = {}
+    """Scheme -> in a few words, the machines on which the runtime runs it; the first is what ``demo`` shows."""
+
+    replaced_flags: ClassVar[Mapping[str, str]] = {}
+    """Flags of the runtime's own converter that the command line does not have -> what to type instead."""
+
+    @abstractmethod
+    def key(self, context: WeightContext, role: str, /) -> str:
+        """The key of one part of a weight. The only place that knows names."""
+
+    @abstractmethod
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
+        """Canonical parts -> what is stored, by role; the codes first. Any device, and ``meta``.
+
+        Depends on ``context.format``, never on the name: it is tried once for all weights of one shape. Raises
+        ``Refused`` for what cannot be stored. Weights that are copied or cast have the format ``UNQUANTIZED``.
+        """
+
+    @abstractmethod
+    def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
+        """The inverse of ``encode``. Shapes come from the parts, or from ``context.spec`` where it is known."""
+
+    def markers(self, context: WeightContext, /) -> Parts:
+        """Small constant tensors that stand beside a weight's parts, by role, e.g. a marker that names its format."""
+        return {}
+
+    def stored_spec(self, context: WeightContext, role: str, spec: TensorSpec, /) -> TensorSpec:
+        """The header's dtype and shape of a stored part where they are not the tensor's own; as many bytes.
+
+        For example ``U8`` bytes that are ``F8_E8M0``, or rows of bytes that are blocks of a packed dtype.
+        """
+        return spec
+
+    def simulate_load(self, context: WeightContext, stored: Parts, /) -> Parts:
+        """What the runtime's loader makes of the stored tensors before it uses them, e.g. casts."""
+        return stored
+
+    def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
+        """Reasons why this model, or this collection of weights, cannot be read, e.g. a mix of schemes."""
+        return ()
+
+    def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
+        """Header metadata, side files, tensors of no weight."""
+        return Extras()
+
+    def config(self, config: Mapping[str, Any], weights: Sequence[PlannedWeight], /) -> Mapping[str, Any] | None:
+        """The output's ``config.json``, where the runtime wants its own; None: the source's is copied if asked for."""
+        return None
+
+    def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
+        """What a user of these files should know, e.g. a file that the runtime needs beside them."""
+        return ()
+
+    def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
+        """This target's quantized weights in a checkpoint, by name. Empty: none, or not this target's."""
+        return {}
+
+    def runtime_config(self, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
+        """What to put into the runtime's configuration so that it reads these weights at ``path``. JSON values."""
+        return {}

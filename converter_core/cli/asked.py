@@ -1,0 +1,191 @@
+"""What a command line asks for: recipes, and the flags that override them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .completion import plugin_names
+
+if TYPE_CHECKING:
+    from ..plugins.registry import Registry
+    from ..recipe.load import Recipe
+    from .flags import Flags
+
+_LAYOUTS = "--single-file, --save-by-block and --chunk-size exclude each other; give one of them"
+_NEEDED = {"source.path": "--source", "output.path": "--output"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What ``load_recipe`` is given. source: a YAML file, or an empty recipe that ``overrides`` fill.
+
+    labels: dotted key -> the flag that it comes from. layout_flag: the flag that chooses a layout; which one is
+    known when the plugins are.
+    """
+
+    source: str | Mapping[str, Any]
+    overrides: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    layout_flag: str = ""
+
+    def load(self, registry: Registry) -> Recipe:
+        """The recipe, validated. RecipeError."""
+        from ..recipe.load import load_recipe
+
+        overrides, labels = self.overrides, self.labels
+        if self.layout_flag and "target.layout" not in overrides:
+            overrides = {**overrides, "target.layout": layout_for(self.layout_flag, registry)}
+            labels = {**labels, "target.layout": self.layout_flag}
+        return load_recipe(self.source, overrides, registry, labels=labels)
+
+    def paths(self) -> tuple[str, str]:
+        """Source and output as they are written, without validation; empty where they cannot be told."""
+        document = self._document()
+        return (
+            str(self.overrides.get("source.path", _value(document, "source", "path"))),
+            str(self.overrides.get("output.path", _value(document, "output", "path") or _outputs(document))),
+        )
+
+    def _document(self) -> Mapping[str, Any]:
+        if not isinstance(self.source, str):
+            return self.source
+        from ..errors import RecipeError
+        from ..recipe.yaml_file import read_yaml
+
+        try:
+            return read_yaml(Path(self.source)).data
+        except RecipeError:  # load() tells it
+            return {}
+
+
+class Misused(ValueError):
+    """Flags that say nothing together. The command line is refused, not the recipe."""
+
+
+def recipes_from_flags(flags: Flags) -> list[Asked]:
+    """One for each recipe file, or one that flags alone describe.
+
+    Raises Misused, or RecipeError for a ``--set`` whose value is no YAML.
+    """
+    files = [*(flags.recipes or ()), *([flags.config] if flags.config is not None else [])]
+    for file in flags.recipes or ():
+        if not file.lower().endswith((".yaml", ".yml")):
+            raise Misused(f"{file!r} is not a recipe: the name of a recipe ends in .yaml")
+    if len(files) > 1:
+        alone = {"--source": flags.source, "--output": flags.output, "--output-name": flags.output_name}
+        given = [flag for flag, value in alone.items() if value is not None]
+        if given:
+            raise Misused(f"{' and '.join(given)} cannot apply to {len(files)} recipes at once; give one recipe")
+    return [_asked(flags, file) for file in files] or [_asked(flags, None)]
+
+
+def _asked(flags: Flags, file: str | None) -> Asked:
+    given = _Overrides()
+    given.add("--source", flags.source, "source.path")
+    given.add("--output", flags.output, "output.path")
+    given.add("--output-name", flags.output_name, "output.name")
+    _check_suffix(flags.output_ext)
+    given.add("--model-type", flags.model_type, "source.type")
+    if file is None:
+        _check_scheme(flags)
+    given.add("--linear-type", flags.linear_type, "quantization.method", "target.precision")
+    layout_flag = _layout_flag(flags, given)
+    given.add("--copy-no-weight-files", flags.copy_no_weight_files or None, "output.copy_metadata")
+    dtype = flags.non_linear_dtype
+    given.add("--non-linear-dtype", dtype and dtype.removeprefix("torch."), "target.dtype")
+    given.add("--parallel" if flags.parallel else "--no-parallel", flags.parallel, "performance.parallel")
+    if flags.parallel is False:
+        given.put("--no-parallel", "performance.num_workers", None)
+    given.add("--device", flags.device, "performance.device")
+    given.settings(flags.set or [])
+    missing = [flag for key, flag in _NEEDED.items() if key not in given.values]
+    if file is None and missing:
+        raise Misused(f"give a recipe (--config recipe.yaml, or its name alone), or {' and '.join(missing)}")
+    return Asked(file if file is not None else {}, given.values, given.labels, layout_flag)
+
+
+class _Overrides:
+    """Dotted key -> value, and -> the flag that it comes from."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.labels: dict[str, str] = {}
+
+    def put(self, flag: str, key: str, value: Any) -> None:
+        self.values[key] = value
+        self.labels[key] = flag
+
+    def add(self, flag: str, value: Any, *keys: str) -> None:
+        """Nothing if the flag was not given."""
+        if value is not None:
+            for key in keys:
+                self.put(flag, key, value)
+
+    def settings(self, settings: list[str]) -> None:
+        from ..recipe.yaml_file import parse_value
+
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            if not equals or not key:
+                raise Misused(f"--set {setting!r}: write it as key=value, e.g. --set output.overwrite=true")
+            self.put("--set", key, parse_value(text))
+
+
+def _check_scheme(flags: Flags) -> None:
+    if flags.quantized and flags.linear_type is None:
+        raise Misused(f"--quantized needs a scheme: add --linear-type SCHEME ({', '.join(plugin_names('quantizer'))})")
+    if flags.linear_type is not None and not flags.quantized:
+        raise Misused(f"--linear-type {flags.linear_type} quantizes only with --quantized: add --quantized")
+
+
+def _layout_flag(flags: Flags, given: _Overrides) -> str:
+    """The flag that chooses a layout; its chunk size goes to ``given``."""
+    asked = {
+        "--single-file": flags.single,
+        "--save-by-block": flags.save_blocks,
+        "--chunk-size": flags.chunk_size is not None,
+    }
+    chosen = [flag for flag, present in asked.items() if present]
+    if len(chosen) > 1:
+        raise Misused(_LAYOUTS)
+    if chosen:
+        size = flags.chunk_size
+        given.put(chosen[0], "target.chunk_size", int(size) if size and size.isdecimal() else size)
+    return chosen[0] if chosen else ""
+
+
+def layout_for(flag: str, registry: Registry) -> str:
+    """The layout that says it answers to a flag."""
+    from ..errors import PluginError
+
+    for name, cls in registry.layouts.items():
+        if getattr(cls, "flag", None) == flag:
+            return name
+    raise PluginError(f"{flag}: no layout plugin that can be used answers to this flag; see model-converter plugins")
+
+
+def _check_suffix(suffix: str | None) -> None:
+    if suffix is None or suffix.lstrip(".") == "safetensors":
+        return
+    if suffix.lstrip(".") in ("pth", "pt"):
+        raise Misused(
+            f"--output-ext {suffix}: only .safetensors is written; a {suffix} file is a pickle, which can run code "
+            "when it is opened and can neither be streamed nor mapped"
+        )
+    raise Misused(f"--output-ext {suffix}: only .safetensors is written")
+
+
+def _value(document: Any, section: str, key: str) -> str:
+    found = document.get(section) if isinstance(document, Mapping) else None
+    value = found.get(key) if isinstance(found, Mapping) else None
+    return value if isinstance(value, str) else ""
+
+
+def _outputs(document: Mapping[str, Any]) -> str:
+    """The paths of several outputs."""
+    found = document.get("outputs")
+    paths = [_value(output, "output", "path") for output in found] if isinstance(found, list) else []
+    return ", ".join(filter(None, paths))

@@ -1,0 +1,41 @@
+"""The index of a checkpoint in several files, in the Hugging Face form: which file each tensor is in."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..errors import CheckpointError, shown
+from .safetensors import MAX_HEADER, load_json_object
+
+INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_NAME = "diffusion_pytorch_model" + INDEX_SUFFIX
+"""What diffusers calls it; taken where there are several."""
+
+
+def read_index(path: Path) -> Mapping[str, str]:
+    """Key -> name of its file, from an index in the Hugging Face form; every name is one of a file beside the index."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_HEADER:
+            raise CheckpointError(f"{shown(path)}: is not a file of at most {MAX_HEADER} bytes; this is no index")
+        text = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{shown(path)}: cannot be read: {error.strerror}") from None
+    where = load_json_object(text, shown(path), "this is no index").get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise CheckpointError(f"{shown(path)}: weight_map must map tensors to file names")
+    if not where:
+        raise CheckpointError(f"{shown(path)}: names no tensor")
+    names = sorted(set(where.values()))
+    outside = [name for name in names if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}]
+    if outside:
+        raise CheckpointError(f"{shown(path)}: {some(outside)} must be names of files in the same folder")
+    return where
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """``'a', 'b', 'c' and 12 more``"""
+    rest = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(map(repr, names[:count])) + rest

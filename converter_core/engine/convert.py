@@ -1,0 +1,237 @@
+"""Carry out a plan: workers, progress, resume, publication."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..api.interfaces import DeviceStream
+from ..errors import ConversionError, ConverterError, PlanError
+from ..output import state as output_folder
+from ..output.manifest import manifest_name
+from ..planning.jobs import Export, Job
+from ..planning.plan import OutputPlan, Plan
+from ..planning.planner import make_plan
+from ..planning.slab_size import Cut, cut
+from ..plugins.registry import Registry
+from ..recipe.load import Recipe
+from .memory import Budget, keep_freed_memory, peak_memory
+from .output_run import OutputRun
+from .result import OutputResult, Result
+from .slabs import Worker
+from .worker_pool import Progress, WorkerPool
+
+
+def convert(
+    recipe: Recipe | Mapping[str, Any] | str | Path | Plan,
+    *,
+    registry: Registry | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Convert a checkpoint; everything that can be refused is refused before the first byte is written.
+
+    recipe: a Recipe, a mapping in the schema of the YAML file, the path of one, or a Plan. overrides: dotted key ->
+    value. resume: go on where an interrupted run of the same conversion stopped. progress: called from this thread.
+    Raises ConverterError. Whatever interrupts it, nothing unfinished stands under a final name.
+    """
+    started = time.monotonic()
+    if isinstance(recipe, Plan):
+        plan = recipe
+        if plan.resources.absence:
+            raise PlanError(plan.resources.absence)
+    else:
+        plan = make_plan(recipe, registry, overrides=overrides, require_device=True)
+    with plan:
+        if plan.problems:
+            raise PlanError(*plan.problems)
+        open_outputs = [output for output in plan.outputs if not output.state.done]
+        resumed: Mapping[int, Mapping[str, int]] = {}
+        if open_outputs:
+            keep_freed_memory()
+            with ExitStack() as locks:
+                for output in open_outputs:
+                    output.path.mkdir(parents=True, exist_ok=True)
+                    locks.enter_context(_locked(output.path))
+                    _look_again(output)
+                resumed = _Run(plan, open_outputs, resume, progress).run()
+        return _result(plan, started, resumed)
+
+
+def _look_again(output: OutputPlan) -> None:
+    """What stood in the output folder when it was planned may have changed until the lock was ours."""
+    overwrite = output.recipe.output.overwrite
+    now = output_folder.output_state(output.path, output.name, output.published, output.fingerprint, overwrite)
+    if now.problems or now.done:
+        changed = f"{output.path}: another conversion wrote there in the meantime; run the same command again"
+        raise PlanError(*(now.problems or (changed,)))
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """One process at a time writes to an output folder; the lock dies with its owner and leaves no file."""
+    fd = os.open(output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConversionError(f"{output}: another conversion is writing there; wait for it or stop it") from None
+        except OSError:
+            pass  # a file system without locks on folders: two runs at once are then the user's to avoid
+        yield
+    finally:
+        os.close(fd)
+
+
+class _Run:
+    def __init__(
+        self,
+        plan: Plan,
+        outputs: Sequence[OutputPlan],
+        resume: bool,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.plan = plan
+        self.runs = {output.number: OutputRun(output, resume) for output in outputs}
+        self.jobs = [job for job in plan.jobs if any(export.output in self.runs for export in job.exports)]
+        self.pool: WorkerPool[Job] = WorkerPool(sum(job.source_nbytes for job in self.jobs), progress)
+        self.budget = Budget(plan.resources.max_memory)
+        self.kept: Counter[int] = Counter()
+        self.kept_bytes: Counter[int] = Counter()
+
+    def run(self) -> dict[int, dict[str, int]]:
+        """What was resumed of each output: tensors and bytes."""
+        try:
+            for one in self.runs.values():
+                one.begin()
+            self.pool.run(self.jobs, self.plan.resources.workers, self._worker, self.budget.close)
+            self.plan.stores.check_unchanged()
+            for one in self.runs.values():
+                one.publish(self.plan)
+        finally:
+            for one in self.runs.values():
+                one.close()
+        return {number: {"tensors": self.kept[number], "bytes": self.kept_bytes[number]} for number in self.runs}
+
+    def _worker(self, number: int, next_job: Callable[[], Job]) -> None:
+        resources = self.plan.resources
+        device = resources.devices[number % len(resources.devices)]
+        with torch.inference_mode(), resources.backend.stream(device) as stream:
+            while True:
+                self.pool.advance(0)
+                job = next_job()
+                missing = self._missing(job)
+                if missing:
+                    self._convert(job, missing, stream, resources.backend.slab_bytes(device))
+                else:
+                    self.pool.resume(job.source_nbytes)
+
+    def _missing(self, job: Job) -> list[Export]:
+        """The exports that no earlier run has done."""
+        missing = []
+        for export in job.exports:
+            run = self.runs.get(export.output)
+            if run is None:
+                continue
+            if run.has(job, export):
+                with self.pool.lock:
+                    self.kept[export.output] += 1
+                    self.kept_bytes[export.output] += job.source_nbytes
+            else:
+                missing.append(export)
+        return missing
+
+    def _convert(self, job: Job, exports: Sequence[Export], stream: DeviceStream, slab_bytes: int) -> None:
+        share = self.budget.total // self.plan.resources.workers
+        with self.pool.lock:
+            self.pool.weight = job.info.name
+        while True:
+            how = cut(job, slab_bytes, share)
+            advanced = 0
+
+            def advance(nbytes: int) -> None:
+                nonlocal advanced
+                advanced += nbytes
+                self.pool.advance(nbytes)
+
+            try:
+                with self.budget.take(how.nbytes), _told_of(job):
+                    self._attempt(job, exports, stream, how, advance)
+                return
+            except torch.cuda.OutOfMemoryError as error:
+                torch.cuda.empty_cache()
+                while slab_bytes and cut(job, slab_bytes, share) == how:
+                    slab_bytes //= 2
+                if not slab_bytes:
+                    raise ConversionError(
+                        f"{job.info.name}: does not fit into the memory of {self.plan.resources.name} ({error}); use "
+                        "device: cpu"
+                    ) from error
+                self.pool.take_back(advanced)
+
+    def _attempt(
+        self, job: Job, exports: Sequence[Export], stream: DeviceStream, how: Cut, advance: Callable[[int], None]
+    ) -> None:
+        with ExitStack() as stack:
+            files = {export.output: stack.enter_context(self.runs[export.output].open(export)) for export in exports}
+
+            def write(output: int, key: str, at: int, data: memoryview) -> None:
+                files[output].write(key, at, data)
+
+            Worker(self.plan.stores, self.plan.adapter, stream, advance).run(job, exports, how, write)
+        for export in exports:
+            self.runs[export.output].done(job, export, files[export.output].crc32)
+
+
+@contextmanager
+def _told_of(job: Job) -> Iterator[None]:
+    """What goes wrong names the weight."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except MemoryError as error:
+        raise ConversionError(f"{job.info.name}: out of memory; lower max_memory or num_workers") from error
+    except ConverterError as error:
+        if job.info.name in str(error):
+            raise
+        raise type(error)(*(f"{job.info.name}: {problem}" for problem in error.problems)) from error
+    except Exception as error:
+        if hasattr(error, "add_note"):  # Python 3.11
+            names = ", ".join(dict.fromkeys(export.quantizer.name for export in job.exports))
+            error.add_note(f"while converting {job.info.name} by {names}")
+        raise
+
+
+def _result(plan: Plan, started: float, resumed: Mapping[int, Mapping[str, int]]) -> Result:
+    return Result(
+        outputs=tuple(_output_result(plan, output, resumed.get(output.number, {})) for output in plan.outputs),
+        seconds=round(time.monotonic() - started, 3),
+        peak_memory=peak_memory(),
+        notes=plan.notes,
+        warnings=plan.warnings,
+    )
+
+
+def _output_result(plan: Plan, output: OutputPlan, resumed: Mapping[str, int]) -> OutputResult:
+    exports = [export for job in plan.jobs for export in job.exports if export.output == output.number]
+    return OutputResult(
+        status="already done" if output.state.done else "done",
+        output=str(output.path),
+        manifest=str(output.path / manifest_name(output.name)),
+        files={**output.files, **output.side_sizes},
+        counts=dict(Counter(export.quantizer.name for export in exports)),
+        groups=tuple(vars(group) for group in output.groups),
+        bytes_before=output.bytes_before,
+        bytes_after=output.bytes_after,
+        resumed=resumed,
+    )

@@ -1,0 +1,56 @@
+"""How much tensor data is in flight, and keeping glibc from giving freed memory back only to fault it in again."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what slabs free. Without this, 4-bit kernels run four times slower; elsewhere a no-op."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+def peak_memory() -> int:
+    """Bytes: the largest resident size of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Budget:
+    """Bytes that may be in flight. What is larger than all of it waits until it can run alone."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._free = total
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @contextmanager
+    def take(self, nbytes: int) -> Iterator[None]:
+        claim = min(nbytes, self.total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or claim <= self._free)
+            self._free -= claim
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += claim
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let everyone through who still waits; the run is over."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

@@ -1,0 +1,73 @@
+"""The end of a conversion: everything staged gets its final name, and the manifest says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..api.values import TensorSpec
+from ..output.journal import Journal
+from ..output.manifest import crc, dump, manifest_name
+from ..output.staging import Staging
+from ..planning.plan import OutputPlan, Plan
+
+
+def publish(plan: Plan, output: OutputPlan, staging: Staging, journal: Journal, crc32: Mapping[str, int]) -> None:
+    """Side files, then every file to its final name, the manifest last. crc32: of every tensor, by key."""
+    side = {name: staging.put(name, content) for name, content in output.side.items()}
+    side |= {name: staging.copy(name, path) for name, path in output.copies.items()}
+    manifest = manifest_name(output.name)
+    staging.put(manifest, dump(_content(plan, output, crc32, side)))
+    names = [*output.file_layouts, *output.copies, *(name for name in output.side if name not in output.copies)]
+    journal.publishing([*names, manifest])
+    staging.publish(names, output.state.replaces, last=manifest)
+
+
+def _content(plan: Plan, output: OutputPlan, crc32: Mapping[str, int], side: Mapping[str, int]) -> dict[str, Any]:
+    """What the manifest says: what was asked for, what it was made of, and every file and tensor with its checksum."""
+    recipe = output.recipe.as_dict()
+    recipe.pop("performance", None)
+    recipe["output"].pop("overwrite", None)
+    sizes = output.side_sizes
+    return {
+        "fingerprint": output.fingerprint.value,
+        "recipe": recipe,
+        "versions": dict(output.distributions),
+        "model": {"adapter": plan.adapter.name, "variant": plan.model.variant},
+        "target": output.target.name,
+        "layout": output.layout.name,
+        "source": {
+            "files": {file.name: [file.size, file.mtime_ns, file.header_hash] for file in plan.checkpoint.files},
+            "tensors": len(plan.checkpoint.tensors),
+        },
+        "files": {
+            **{
+                name: {"size": placed.size, "header_crc32": crc(placed.header)}
+                for name, placed in output.file_layouts.items()
+            },
+            **{name: {"size": sizes[name], "crc32": f"{sums:08x}"} for name, sums in side.items()},
+        },
+        "formats": {weight.format.name: weight.format.facts() for weight in output.weights},
+        "weights": {
+            weight.name: {
+                "format": weight.format.name,
+                # what it was made of; what the target added was made of nothing
+                **({"source": _listed(weight.spec)} if weight.info.sources else {}),
+                "parts": {tensor.role: tensor.key for tensor in weight.outputs},
+            }
+            for weight in output.weights
+        },
+        "tensors": {
+            tensor.key: {
+                "file": output.weight_map[tensor.key],
+                **_listed(tensor.spec),
+                "crc32": f"{crc32[tensor.key]:08x}",
+            }
+            for weight in output.weights
+            for tensor in weight.outputs
+        },
+    }
+
+
+def _listed(spec: TensorSpec) -> dict[str, Any]:
+    return {"dtype": spec.dtype, "shape": list(spec.shape)}

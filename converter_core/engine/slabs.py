@@ -1,0 +1,222 @@
+"""One weight from its sources to the outputs that are made of it, slab by slab.
+
+A slab is a run of rows that all quantizers and targets agree to; within it quantizers may work on finer spans. No slab
+height shows in the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..api.contexts import WeightContext
+from ..api.interfaces import DeviceStream, ModelAdapter
+from ..api.tensors import dtype_name, raw, torch_dtype
+from ..api.values import OutputTensor
+from ..errors import ConversionError
+from ..planning.encoding import BIAS
+from ..planning.jobs import BoundTensor, Export, Job
+from ..planning.passthrough import Passthrough
+from ..planning.slab_size import Cut
+from ..planning.stores import Stores
+from .finite import check_finite
+from .reading import Reader
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..api.values import Parts
+
+Write = Callable[[int, str, int, memoryview], None]
+"""``write(output, key, at, data)``: in order for each key."""
+
+
+class Worker:
+    """What one thread needs to do jobs."""
+
+    def __init__(
+        self, stores: Stores, adapter: ModelAdapter, stream: DeviceStream, advance: Callable[[int], None]
+    ) -> None:
+        """advance: told of the source bytes of each finished run of rows; raises to stop."""
+        self.stores = stores
+        self.adapter = adapter
+        self.stream = stream
+        self.advance = advance
+
+    def run(self, job: Job, exports: Sequence[Export], cut: Cut, write: Write) -> None:
+        """exports: those of the job that are to be made. Raises ConversionError naming the tensor."""
+        source = _Rows(self, job)
+        making = [_Making(export, source, cut, write) for export in exports]
+        if any(one.export.schema.two_pass for one in making):
+            for start, stop in runs(0, source.rows, cut.span):
+                weight = source.weight(start, stop)
+                for one in making:
+                    one.observe(weight)
+                self.advance(0)
+        for start, stop in runs(0, source.rows, cut.slab):
+            for first, last in runs(start, stop, cut.span):
+                weight = source.weight(first, last)
+                for one in making:
+                    one.quantize(weight, first, last, slab=(start, stop))
+            for one in making:
+                one.store(start, stop)
+            self.advance(job.source_nbytes * (stop - start) // max(source.rows, 1))
+
+
+class _Rows:
+    """The rows of a job's weight. The last run is kept, so that an observing pass over all of it is one read."""
+
+    def __init__(self, worker: Worker, job: Job) -> None:
+        self.worker = worker
+        self.job = job
+        self.rows = job.spec.shape[0] if job.spec.shape else 1
+        self.reader = Reader(worker.stores, worker.stream)
+        self._context = WeightContext(job.info, job.info.name, job.spec, model=job.model)
+        self._last: tuple[int, int, Tensor] | None = None
+        self._checked = 0
+
+    def weight(self, start: int, stop: int) -> Tensor:
+        if self._last is None or self._last[:2] != (start, stop):
+            self._last = None
+            sources = self.reader.read(self.job.sources, start, stop, self.rows)
+            if stop > self._checked:
+                self._check(sources, start)
+                self._checked = stop
+            weight = self.worker.adapter.assemble(self._context, sources)
+            if self.job.spec.shape and weight.shape != (stop - start, *self.job.spec.shape[1:]):
+                raise ConversionError(
+                    f"{self.job.info.name}: assemble of {self.worker.adapter.name} gives {list(weight.shape)} for rows "
+                    f"{start} to {stop - 1}; it must give {[stop - start, *self.job.spec.shape[1:]]}"
+                )
+            self._last = (start, stop, weight)
+        return self._last[2]
+
+    def _check(self, sources: Parts, start: int) -> None:
+        for role, tensor in sources.items():
+            bound = self.job.sources[role][0]
+            file = self.worker.stores.file(bound.path).file_of(bound.ref.key)
+            check_finite(tensor, f"{file}: {bound.ref.key!r}", start)
+
+
+class _Making:
+    """One export under way: what was observed, the parts of the slab so far, what is the same in every slab."""
+
+    def __init__(self, export: Export, source: _Rows, cut: Cut, write: Write) -> None:
+        self.export = export
+        self.source = source
+        self.cut = cut
+        self.write = write
+        self.observed: dict[str, Tensor] = {}
+        self.parts: dict[str, Tensor] = {}
+        self.once: dict[str, bytes] = {}
+        stream, inputs = source.worker.stream, export.inputs
+        self._by_rows = {
+            name: (given,) for name, given in inputs.items() if isinstance(given, BoundTensor) and given.ref.by_rows
+        }
+        whole = {
+            name: (given,) for name, given in inputs.items() if isinstance(given, BoundTensor) and not given.ref.by_rows
+        }
+        self._held: dict[str, Tensor] = {
+            name: stream.upload(given) for name, given in inputs.items() if not isinstance(given, BoundTensor)
+        }
+        # copied: the staging buffer is used again for the rows of the weight
+        held = Reader(source.worker.stores, stream).read(whole, 0, 0, 0) if whole else {}
+        self._held |= {name: tensor.clone() for name, tensor in held.items()}
+
+    def observe(self, weight: Tensor) -> None:
+        if not self.export.schema.two_pass:
+            return
+        for name, value in self.export.quantizer.observe(weight).items():
+            self.observed[name] = torch.maximum(self.observed[name], value) if name in self.observed else value
+
+    def quantize(self, weight: Tensor, first: int, last: int, slab: tuple[int, int]) -> None:
+        """Rows ``first`` to ``last`` of a slab."""
+        given = {**self._held, **self.observed}
+        if self._by_rows:
+            reader = Reader(self.source.worker.stores, self.source.worker.stream, own_buffer=True)
+            given |= reader.read(self._by_rows, first, last, self.source.rows)
+        parts = dict(self.export.quantizer.quantize(weight, **given))
+        if BIAS in given:
+            parts.setdefault(BIAS, given[BIAS])
+        if (first, last) == slab:
+            self.parts = parts
+            return
+        fine, start = self.export.quantizer.row_block or 1, slab[0]
+        for role, part in parts.items():
+            height = self._height(role)
+            if not height:
+                self.parts.setdefault(role, part.clone())
+                continue
+            at = (first - start) // fine * height
+            if role not in self.parts:
+                # the last block of rows may be a part of one: its part is as high as it is, never higher than a whole
+                rows = -(-(slab[1] - start) // fine) * height
+                self.parts[role] = part.new_empty((rows, *part.shape[1:]))
+            # copied before the next read: a part may be a view of the staging buffer
+            self.parts[role][at : at + part.shape[0]].copy_(part)
+            if last == slab[1]:
+                self.parts[role] = self.parts[role][: at + part.shape[0]]
+
+    def _height(self, role: str) -> int:
+        """Rows of a part for each row block of the quantizer; 0: the same for every slab."""
+        if role == BIAS and BIAS in self.export.inputs:
+            return self.export.quantizer.row_block or 1
+        return self.export.schema.heights.get(role, 0)
+
+    def store(self, start: int, stop: int) -> None:
+        """Encode what was made of a slab, and write it."""
+        export, name = self.export, self.source.job.info.name
+        parts, self.parts = self.parts, {}
+        encoded = export.encoding.stored(parts, parts.get(BIAS))
+        if unplanned := encoded.keys() - {tensor.role for tensor in export.tensors}:
+            raise ConversionError(
+                f"{name}: {export.quantizer.name} returned {', '.join(sorted(unplanned))}, which the dry run on zeros "
+                "did not; quantize must not branch on values"
+            )
+        stored = self.source.worker.stream.download({role: tensor.contiguous() for role, tensor in encoded.items()})
+        for output in export.tensors:
+            self._write(output, stored, start, stop)
+
+    def _write(self, output: OutputTensor, stored: Parts, start: int, stop: int) -> None:
+        export = self.export
+        if output.role not in stored:
+            raise ConversionError(
+                f"{output.key}: {export.quantizer.name} returned no {output.role}, which the dry run on zeros did"
+            )
+        tensor = stored[output.role]
+        block = export.schema.row_block or 1
+        at = start // block * output.row_block_nbytes
+        expected = output.spec.nbytes
+        if output.row_block_nbytes:
+            expected = min(self.cut.slab // block * output.row_block_nbytes, expected - at)
+        data = raw(tensor)
+        if tensor.dtype != torch_dtype(output.spec.dtype) or len(data) != expected:
+            raise ConversionError(
+                f"{output.key}: expected {expected} bytes of {output.spec}, got {dtype_name(tensor.dtype)} "
+                f"{list(tensor.shape)} for rows {start}-{stop - 1}; {export.quantizer.name} or "
+                f"{export.encoding.target.name} does not do with data what it does with zeros"
+            )
+        if not isinstance(export.quantizer, Passthrough):
+            check_finite(tensor, output.key, start, f"{export.quantizer.name} made it; report that to its author")
+        elif export.quantizer.dtype is not None:
+            check_finite(
+                tensor, output.key, start, f"it does not fit into {output.spec.dtype}; choose a wider target.dtype"
+            )
+        if output.row_block_nbytes or start == 0:
+            self.write(export.output, output.key, at, data)
+        if not output.row_block_nbytes and self.cut.slab < self.source.rows:
+            if start == 0:
+                self.once[output.key] = bytes(data)
+            elif self.once[output.key] != data:
+                names = f"{export.quantizer.name} or {export.encoding.target.name}"
+                raise ConversionError(f"{output.key}: differs between slabs; row_block of {names} is wrong")
+
+
+def runs(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
+    """Half-open runs of rows; one empty run where there are no rows."""
+    if start >= stop:
+        yield start, stop
+    for first in range(start, stop, max(step, 1)):
+        yield first, min(first + step, stop)

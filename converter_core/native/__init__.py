@@ -1,0 +1,1 @@
+"""Compiled kernels: the loader, and what the kernels share."""

@@ -1,0 +1,78 @@
+"""What a run is made of: two runs with the same fingerprint write the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..api.values import TensorSpec
+from ..errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """value: sha256 hex of ``made_of``, whose entries tell what changed when it differs."""
+
+    value: str
+    made_of: Mapping[str, Any]
+
+
+def digest(value: Any) -> str:
+    """sha256 hex of a JSON value, whatever the order of its mappings."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def fingerprint(
+    recipe: Mapping[str, Any],
+    sources: Iterable[tuple[str, int, int, str]],
+    inputs: Iterable[str],
+    distributions: Mapping[str, str],
+) -> Fingerprint:
+    """recipe: as_dict(). sources: (name, size, mtime in ns, header hash). inputs: files that options name.
+
+    Where source, inputs and output lie, and how their paths were typed, is no part of it.
+    """
+    files = {path: _content(path) for path in inputs}
+    asked = {section: _without_paths(values, files) for section, values in recipe.items() if section != "performance"}
+    for section, keys in _PLACES.items():
+        for key in keys:
+            asked.get(section, {}).pop(key, None)
+    made_of = {
+        **{f"recipe: {section}": values for section, values in asked.items()},
+        **{f"source file {name}": [size, mtime, header] for name, size, mtime, header in sources},
+        **{f"file {Path(path).name}": content for path, content in files.items()},
+        **{f"version of {name}": version for name, version in distributions.items()},
+    }
+    return Fingerprint(digest(made_of), made_of)
+
+
+_PLACES = {"source": ("path",), "output": ("path", "overwrite")}
+
+
+def _without_paths(value: Any, files: Mapping[str, str]) -> Any:
+    """The same, with the name and the content in the place of every path of an input file."""
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item, files) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(item, files) for item in value]
+    return [Path(value).name, files[value]] if isinstance(value, str) and value in files else value
+
+
+def listing_hash(tensors: Mapping[str, TensorSpec]) -> str:
+    """Of the sorted names, dtypes and shapes of a checkpoint."""
+    return digest(sorted((key, spec.dtype, list(spec.shape)) for key, spec in tensors.items()))
+
+
+def _content(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            sha = hashlib.sha256()
+            while block := file.read(1 << 20):
+                sha.update(block)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    return sha.hexdigest()

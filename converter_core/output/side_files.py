@@ -1,0 +1,79 @@
+"""Files that are not weights: which of a source folder are copied beside the output."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..api.interfaces import ModelAdapter
+from ..errors import CheckpointError
+from .manifest import SUFFIX as MANIFEST_SUFFIX
+
+WEIGHTS = frozenset(
+    {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack"}
+    | {".npz", ".npy", ".tflite", ".pb", ".pdparams", ".engine", ".mlmodel"}
+)
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class SideFiles:
+    """copies: name in the output -> file to copy. written: name -> content that replaces the source's file."""
+
+    copies: dict[str, Path]
+    written: dict[str, bytes]
+
+
+def side_files(root: Path, adapter: ModelAdapter, key_format: str) -> SideFiles:
+    """Every regular file of a folder but weights, indexes, manifests and what is hidden. Raises CheckpointError.
+
+    A link is copied as the file it leads to if that lies in the folder or in the same cached repository's ``blobs``.
+    """
+    allowed = [root.resolve()]
+    if root.resolve().parent.name == "snapshots":
+        allowed.append(root.resolve().parent.parent / "blobs")
+    copies: dict[str, Path] = {}
+    problems = []
+    for path in _walk(root):
+        name = path.relative_to(root).as_posix()
+        if path.is_symlink():
+            real = path.resolve()
+            if not any(real.is_relative_to(folder) for folder in allowed):
+                problems.append(f"{path}: is a link out of the source folder, to {real}; copy the file in or remove it")
+                continue
+            if real.is_dir():
+                continue
+        if not path.is_file():
+            continue
+        if not os.access(path, os.R_OK):
+            problems.append(f"{path}: cannot be read, so it cannot be copied")
+            continue
+        copies[name] = path
+    written = {}
+    if CONFIG in copies:
+        try:
+            config = json.loads(copies[CONFIG].read_bytes())
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{copies[CONFIG]}: is not JSON ({error})")
+            config = None
+        if isinstance(config, dict):
+            translated = adapter.config(config, key_format)
+            if translated is not config:
+                written[CONFIG] = (json.dumps(translated, indent=2) + "\n").encode()
+                del copies[CONFIG]
+    if problems:
+        raise CheckpointError(*problems)
+    return SideFiles(copies, written)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for entry in sorted(root.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _walk(entry)
+        elif not entry.name.endswith((".index.json", MANIFEST_SUFFIX)) and entry.suffix.lower() not in WEIGHTS:
+            yield entry

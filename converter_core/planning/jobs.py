@@ -1,0 +1,252 @@
+"""From assigned quantizers to jobs: what each output makes of each weight, by dry runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..api.contexts import ModelFacts, WeightContext
+from ..api.formats import UNQUANTIZED
+from ..api.interfaces import ModelAdapter, Quantizer, Target
+from ..api.tensors import spec_of
+from ..api.values import OutputTensor, PlannedWeight, Stored, TensorRef, TensorSpec, WeightInfo, refs_of
+from ..errors import PluginError, Refused, unknown
+from .assignment import Assignment, rule_name
+from .encoding import BIAS, Encoding
+from .passthrough import Passthrough
+from .shape_inference import OutputSchema, ShapeInference, SourceSpec
+from .stores import Stores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SMALL_INPUT = 64 << 10
+"""Bytes of the largest tensor that a quantizer may hand over by itself."""
+
+
+@dataclass(frozen=True)
+class BoundTensor:
+    """A reference and the file that it is read from. spec: of the rows it means."""
+
+    path: str
+    ref: TensorRef
+    spec: TensorSpec
+
+
+@dataclass(frozen=True)
+class Export:
+    """What one output makes of a weight. inputs: what its quantizer takes beside the rows, by name."""
+
+    output: int
+    quantizer: Quantizer
+    encoding: Encoding
+    schema: OutputSchema
+    tensors: tuple[OutputTensor, ...]
+    inputs: Mapping[str, BoundTensor | Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.spec.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One weight: read once, and what every output makes of it. sources: role -> tensors joined along the rows."""
+
+    info: WeightInfo
+    spec: TensorSpec
+    model: ModelFacts
+    sources: Mapping[str, tuple[BoundTensor, ...]]
+    exports: tuple[Export, ...]
+
+    @property
+    def source_nbytes(self) -> int:
+        return sum(bound.spec.nbytes for several in self.sources.values() for bound in several)
+
+
+class JobBuilder:
+    """Builds the jobs of one output. What quantizers and the target refuse is collected in ``problems``."""
+
+    def __init__(
+        self,
+        number: int,
+        adapter: ModelAdapter,
+        model: ModelFacts,
+        target: Target,
+        stores: Stores,
+        inference: ShapeInference,
+        passthrough: Passthrough,
+    ) -> None:
+        self.number = number
+        self.adapter = adapter
+        self.model = model
+        self.target = target
+        self.stores = stores
+        self.inference = inference
+        self.passthrough = passthrough
+        self.markers: dict[str, Tensor] = {}
+        self._refused: dict[tuple[str, str, str], list[str]] = {}
+
+    @property
+    def problems(self) -> list[str]:
+        found = []
+        for (method, reason, advice), (name, *more) in self._refused.items():
+            others = f" (and {len(more)} more)" if more else ""
+            rules = f'a rule "{rule_name(name)}"' if not more else "rules"
+            found.append(f"{method}: {name}{others} {reason}{advice.format(rules=rules)}")
+        return found
+
+    def build(
+        self, assignments: Sequence[Assignment], quantized: Mapping[str, Stored]
+    ) -> tuple[tuple[PlannedWeight, ...], tuple[Job, ...]]:
+        """quantized: weights that are quantized already, by name; their parts are copied one by one."""
+        infos = {assignment.info.name: assignment.info for assignment in assignments}
+        taken = {bias.name for one in assignments if (bias := self._bias(one, infos)) is not None}
+        weights, jobs = [], []
+        for assignment in assignments:
+            if assignment.info.name in taken:
+                continue
+            stored = quantized.get(assignment.info.name)
+            if stored is not None:
+                made = self._transcoded(assignment.info, stored)
+            else:
+                made = self._made(assignment, self._bias(assignment, infos))
+            if made is not None:
+                weights.append(made[0])
+                jobs += made[1]
+        return tuple(weights), tuple(jobs)
+
+    def _bias(self, assignment: Assignment, infos: Mapping[str, WeightInfo]) -> WeightInfo | None:
+        """The bias of a layer, where its quantizer asks for it."""
+        if not assignment.quantizer.wants_bias:
+            return None
+        info = assignment.info
+        name = info.bias if info.bias is not None else f"{info.name.removesuffix('.weight')}.bias"
+        return infos.get(name) if name != info.name else None
+
+    def _transcoded(self, info: WeightInfo, stored: Stored) -> tuple[PlannedWeight, list[Job]] | None:
+        jobs, outputs = [], []
+        for role, key in stored.keys.items():
+            part = WeightInfo(key, {"weight": TensorRef(key)}, info.kind, info.module, info.block)
+            job = self._job(part, self.passthrough, None, "", key=key)
+            if job is None:
+                return None
+            jobs.append(job)
+            outputs += [replace(tensor, role=role) for tensor in job.exports[0].tensors]
+        shape = stored.shape or jobs[0].spec.shape
+        name = self.adapter.rename(info.name, self.target.key_format)
+        return PlannedWeight(info, name, TensorSpec("F32", shape), stored.format, tuple(outputs)), jobs
+
+    def _made(self, assignment: Assignment, bias: WeightInfo | None) -> tuple[PlannedWeight, list[Job]] | None:
+        job = self._job(assignment.info, assignment.quantizer, bias, assignment.rule)
+        if job is None:
+            return None
+        (export,) = job.exports
+        context = export.encoding.context
+        weight = PlannedWeight(assignment.info, context.name, job.spec, context.format, export.tensors)
+        marked = self._marked(context)
+        return replace(weight, outputs=(*weight.outputs, *marked)), [job]
+
+    def _marked(self, context: WeightContext) -> list[OutputTensor]:
+        """The constant tensors that the target puts beside a weight."""
+        outputs = []
+        for role, tensor in self.target.markers(context).items():
+            key = self.target.key(context, role)
+            self.markers[key] = tensor
+            outputs.append(OutputTensor(key, role, spec_of(tensor)))
+        return outputs
+
+    def _job(
+        self, info: WeightInfo, quantizer: Quantizer, bias: WeightInfo | None, rule: str, key: str | None = None
+    ) -> Job | None:
+        """None, and a problem, if the quantizer or the target refuses. key: of a part that is copied as it is."""
+        name = self.adapter.rename(info.name, self.target.key_format)
+        sources = {role: bind(self.stores, source, self.adapter) for role, source in info.sources.items()}
+        specs = {role: joined_spec(several) for role, several in sources.items()}
+        main = specs.get("weight") or next(iter(specs.values()))
+        # assembling usually keeps the shape of its first source; the dry run says what it is in the end
+        context = WeightContext(info, name, main.spec, quantizer.format, self.model)
+        encoding = Encoding(self.target, context, self._bias_context(bias), self.passthrough)
+        try:
+            inputs = self._inputs(quantizer, context)
+            if bias is not None:
+                (inputs[BIAS],) = (
+                    one for source in bias.sources.values() for one in bind(self.stores, source, self.adapter)
+                )
+            schema = self.inference.run(quantizer, encoding, specs, {name: _spec(one) for name, one in inputs.items()})
+        except Refused as refusal:
+            advice = f" (chosen by {rule}); add {{rules}} with method none, or choose another method"
+            self._refused.setdefault((quantizer.name, str(refusal), advice), []).append(name)
+            return None
+        except PluginError as error:
+            self._refused.setdefault((quantizer.name, f"shows a fault of the plugin: {error}", ""), []).append(name)
+            return None
+        encoding = replace(encoding, context=replace(context, spec=schema.spec))
+        tensors = tuple(
+            OutputTensor(encoding.key(role) if key is None else key, role, spec, nbytes)
+            for role, (spec, nbytes) in schema.outputs.items()
+        )
+        export = Export(self.number, quantizer, encoding, schema, tensors, inputs)
+        return Job(info, schema.spec, self.model, sources, (export,))
+
+    def _bias_context(self, bias: WeightInfo | None) -> WeightContext | None:
+        if bias is None:
+            return None
+        name = self.adapter.rename(bias.name, self.target.key_format)
+        return WeightContext(bias, name, None, UNQUANTIZED, self.model)
+
+    def _inputs(self, quantizer: Quantizer, context: WeightContext) -> dict[str, BoundTensor | Tensor]:
+        found: dict[str, BoundTensor | Tensor] = {}
+        for name, given in quantizer.inputs(context, self.stores.of(quantizer)).items():
+            if isinstance(given, TensorRef):
+                (found[name],) = bind(self.stores, given, quantizer)
+            elif given.numel() * given.element_size() > SMALL_INPUT:
+                raise PluginError(
+                    f"inputs hands over {name} of {given.numel() * given.element_size()} bytes; return a TensorRef for "
+                    f"what is larger than {SMALL_INPUT}"
+                )
+            else:
+                found[name] = given
+        return found
+
+
+def bind(
+    stores: Stores, source: TensorRef | tuple[TensorRef, ...], owner: ModelAdapter | Quantizer
+) -> tuple[BoundTensor, ...]:
+    """Find the files of what a plugin refers to. PluginError if it is not there."""
+    bound = []
+    for ref in refs_of(source):
+        tensors = stores.tensors(owner, ref.store)
+        if ref.key not in tensors:
+            raise PluginError(f"{owner.name} refers to {unknown(f'tensor of {ref.store}', ref.key, ())}")
+        bound.append(BoundTensor(stores.path(owner, ref.store), ref, ref.spec(tensors[ref.key])))
+    return tuple(bound)
+
+
+def joined_spec(several: Sequence[BoundTensor]) -> SourceSpec:
+    """Of tensors joined along the rows."""
+    first = several[0]
+    if len(several) == 1:
+        return SourceSpec(first.spec, first.ref.by_rows)
+    if any(not bound.ref.by_rows or bound.spec.rows(0) != first.spec.rows(0) for bound in several):
+        names = ", ".join(bound.ref.key for bound in several)
+        raise PluginError(f"{names} cannot be joined along the rows: they differ in dtype or columns")
+    return SourceSpec(first.spec.rows(sum(bound.spec.shape[0] for bound in several)), True)
+
+
+def merged(several: Iterable[Sequence[Job]]) -> tuple[Job, ...]:
+    """The jobs of all outputs, those of the same weight as one: its sources are read once."""
+    found: dict[object, Job] = {}
+    for jobs in several:
+        for job in jobs:
+            case = (job.info.name, tuple(job.sources.items()))
+            one = found.get(case)
+            found[case] = job if one is None else replace(one, exports=(*one.exports, *job.exports))
+    return tuple(found.values())
+
+
+def _spec(given: BoundTensor | Tensor) -> SourceSpec:
+    if isinstance(given, BoundTensor):
+        return SourceSpec(given.spec, given.ref.by_rows)
+    return SourceSpec(spec_of(given), False)

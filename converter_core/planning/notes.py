@@ -1,0 +1,62 @@
+"""What a plan tells its reader beside what it will do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..api.formats import UNQUANTIZED
+from ..api.interfaces import Quantizer, Target
+from ..api.values import PlannedWeight, Stored
+from ..output.state import OutputState
+from ..sizes import format_bytes
+from .assignment import Assignment
+from .jobs import Job
+from .passthrough import Passthrough
+from .plan import OutputPlan
+from .resources import Resources
+from .slab_size import cut
+
+
+def unmatched_names(assignments: Iterable[Assignment]) -> Iterable[str]:
+    """Of each quantizer, on the names of the weights it was chosen for."""
+    chosen: dict[Quantizer, list[str]] = {}
+    for assignment in assignments:
+        if assignment.quantizer.name != Passthrough.name:
+            chosen.setdefault(assignment.quantizer, []).append(assignment.info.name)
+    for quantizer, names in chosen.items():
+        yield from quantizer.check_names(names)
+
+
+def started_anew(output: str, state: OutputState) -> Iterable[str]:
+    if state.changed:
+        some = ", ".join(state.changed[:3]) + (" ..." if len(state.changed) > 3 else "")
+        yield f"{output}: the interrupted run there starts anew, for these changed: {some}"
+
+
+def large(jobs: Iterable[Job], resources: Resources) -> Iterable[str]:
+    """Weights that no cutting brings under the memory budget."""
+    memory = resources.max_memory
+    slab_bytes = resources.backend.slab_bytes(resources.devices[0]) if resources.devices else 0
+    sizes = {job.info.name: cut(job, slab_bytes, memory // resources.workers).nbytes for job in jobs}
+    names = [name for name, nbytes in sizes.items() if nbytes > memory]
+    if names:
+        most = max(sizes[name] for name in names)
+        yield (
+            f"{len(names)} weights take more than max_memory ({format_bytes(memory)}) at a time and run alone, up "
+            f"to {format_bytes(most)}, e.g. {names[0]}"
+        )
+
+
+def of_target(target: Target, weights: Iterable[PlannedWeight]) -> Iterable[str]:
+    stored = {
+        weight.name: Stored(weight.format, {output.role: output.key for output in weight.outputs})
+        for weight in weights
+        if weight.format != UNQUANTIZED
+    }
+    return target.notes(stored) if stored else ()
+
+
+def of_outputs(outputs: Sequence[OutputPlan]) -> Iterable[str]:
+    """The notes of all; of several each with the name of its output."""
+    for output in outputs:
+        yield from (f"{output.name}: {note}" if len(outputs) > 1 else note for note in output.notes)

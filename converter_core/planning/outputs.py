@@ -1,0 +1,283 @@
+"""Plan one output: who quantizes what, what each file holds, what stands beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..api.contexts import ModelFacts, SourceTensors
+from ..api.formats import UNQUANTIZED
+from ..api.hookspecs import DISTRIBUTION
+from ..api.interfaces import LayoutWriter, ModelAdapter, Quantizer, Target
+from ..api.tensors import spec_of
+from ..api.values import FLOATING, Extras, OutputTensor, Parts, PlannedWeight, TensorSpec, WeightInfo
+from ..errors import CheckpointError, PlanError, PluginError
+from ..output import fingerprint, side_files
+from ..output import state as output_folder
+from ..output.manifest import manifest_name
+from ..plugins.registry import Registry, options_of
+from ..recipe.load import Recipe, make_plugin
+from . import file_layout, notes, provenance, validate
+from .assignment import Assignment, Assignments, assign, quantizer_of
+from .jobs import Job, JobBuilder
+from .passthrough import Passthrough
+from .plan import OutputPlan, groups_of
+from .shape_inference import ShapeInference
+from .stores import Stores
+from .transcode import Quantized
+
+_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "keep": None}
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """What all outputs of a plan share: the source, as its model adapter sees it.
+
+    tensors: with quantized weights in their own shapes. infos: every weight. quantized: weights that are quantized
+    already, if there are any.
+    """
+
+    registry: Registry
+    adapter: ModelAdapter
+    model: ModelFacts
+    stores: Stores
+    tensors: SourceTensors
+    infos: Sequence[WeightInfo]
+    quantized: Quantized | None
+    inference: ShapeInference
+
+
+@dataclass
+class Draft:
+    """An output before its files are laid out. problems: all that speaks against it so far."""
+
+    number: int
+    recipe: Recipe
+    target: Target
+    layout: LayoutWriter
+    name: str
+    assignments: Assignments
+    weights: tuple[PlannedWeight, ...] = ()
+    jobs: tuple[Job, ...] = ()
+    markers: Parts = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def target_of(recipe: Recipe, registry: Registry) -> Target:
+    cls = registry.targets[recipe.target.format or registry.targets.default()]
+    return make_plugin(cls, recipe.target.options)
+
+
+def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Draft:
+    """Assign quantizers and build jobs. What is refused stands in ``problems``."""
+    registry, section = source.registry, recipe.quantization
+    main = quantizer_of(registry, section.method, section.options)
+    passthrough = Passthrough(_passthrough_dtype(recipe, main))
+    renamed = {info.name: source.adapter.rename(info.name, target.key_format) for info in source.infos}
+    clashes = list(validate.names(source.infos, renamed, source.adapter.name))
+    if clashes:
+        raise PluginError(*clashes)
+    if source.quantized is not None:
+        unassigned = tuple(Assignment(info, passthrough, Passthrough.name) for info in source.infos)
+        found = Assignments(unassigned, (), ())
+    else:
+        found = assign(recipe, registry, source.adapter, source.infos, target.key_format, passthrough, main)
+    name = recipe.output.name or f"{source.adapter.name}_{section.method}"
+    made = Draft(number, recipe, target, _layout(recipe, registry), name, found, problems=list(found.problems))
+    refused = list(_transcode_problems(recipe, target, source, made.notes))
+    made.problems += refused
+    made.problems += _quantized_without_scales(found.all, source)
+    if refused:
+        return made
+    made.notes += notes.unmatched_names(found.all)
+    builder = JobBuilder(number, source.adapter, source.model, target, source.stores, source.inference, passthrough)
+    quantized = source.quantized.weights if source.quantized else {}
+    made.weights, made.jobs = builder.build(found.all, quantized)
+    made.markers = builder.markers
+    made.problems += builder.problems
+    if not made.problems:
+        made.problems += target.refuse(source.model, made.weights)
+    return made
+
+
+def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
+    """Lay out the files of an output that nothing speaks against; the plan, and what speaks against it now."""
+    recipe, target = made.recipe, made.target
+    extras = target.extras(source.model, made.weights)
+    constants = {**made.markers, **extras.tensors}
+    twice = sorted(made.markers.keys() & extras.tensors.keys())
+    if twice:
+        raise PluginError(f"target {target.name}: {twice[0]} is both a marker of a weight and an extra tensor")
+    added = (_added(key, spec_of(tensor)) for key, tensor in extras.tensors.items())
+    weights = (*made.weights, *added)
+    problems = list(validate.unique_keys(weights))
+    if problems:
+        raise PluginError(*(f"target {target.name}: {problem}" for problem in problems))
+
+    container = file_layout.container_of(target)
+    files = file_layout.spread(made.layout, container, made.name, weights)
+    quantizers = {assignment.quantizer for assignment in made.assignments.all}
+    inputs = _input_files(quantizers)
+    metadata = {**_metadata(made, source, inputs), **extras.metadata}
+    layouts = {file: container.place(group, metadata) for file, group in files.items()}
+    weight_map = {tensor.key: file for file, group in files.items() for weight in group for tensor in weight.outputs}
+    side, copies = _side(made, source, extras, weights, weight_map, problems)
+    distributions = _distributions(made, source, quantizers)
+    mark = fingerprint.fingerprint(recipe.as_dict(), _source_files(source, copies), inputs, distributions)
+    planned = (*layouts, *side, *copies, manifest_name(made.name))
+    path = Path(recipe.output.path)
+    state = output_folder.output_state(path, made.name, planned, mark, recipe.output.overwrite)
+    plan = OutputPlan(
+        number=made.number,
+        recipe=recipe,
+        name=made.name,
+        target=target,
+        layout=made.layout,
+        weights=weights,
+        constants=constants,
+        extras=extras,
+        file_layouts=layouts,
+        weight_map=weight_map,
+        side=side,
+        copies=copies,
+        groups=groups_of(made.jobs, made.number),
+        rules=made.assignments.rules,
+        fingerprint=mark,
+        distributions=distributions,
+        state=state,
+        notes=(*made.notes, *notes.of_target(target, made.weights)),
+        warnings=(*notes.started_anew(recipe.output.path, state), *state.warnings),
+    )
+    if faults := list(validate.validate(plan, made.jobs)):
+        raise PluginError(*faults)
+    return plan, [*problems, *state.problems]
+
+
+def _passthrough_dtype(recipe: Recipe, main: Quantizer | None) -> str | None:
+    asked: str | None = recipe.target.dtype or (main.passthrough_dtype if main is not None else None)
+    return _DTYPES[asked] if asked else None
+
+
+def _layout(recipe: Recipe, registry: Registry) -> LayoutWriter:
+    section = recipe.target
+    cls = registry.layouts[section.layout or registry.layouts.default()]
+    if section.chunk_size is None:
+        return cls()
+    if "chunk_size" not in {option.name for option in options_of(cls)}:
+        raise PlanError(f"{recipe.where('target.chunk_size')}: layout {cls.name} has no chunk size")
+    return make_plugin(cls, {"chunk_size": section.chunk_size})
+
+
+def _transcode_problems(recipe: Recipe, target: Target, source: SourcePlan, said: list[str]) -> Iterable[str]:
+    section, quantized = recipe.quantization, source.quantized
+    if quantized is None:
+        return
+    if section.method == Passthrough.name and not section.rules and quantized.target == target.name:
+        said.append(f"the source is quantized already ({quantized}); only the layout changes")
+        return
+    yield (
+        f"{source.stores.base.path}: is quantized already ({quantized}); give the original checkpoint, or use "
+        f"method: none and target.format: {quantized.target} to change the layout only"
+    )
+
+
+def _quantized_without_scales(assignments: Iterable[Assignment], source: SourcePlan) -> Iterable[str]:
+    """Linear weights in a dtype that only makes sense with scales that no target finds here."""
+    found = [
+        ref.key
+        for assignment in assignments
+        if assignment.quantizer.name != Passthrough.name
+        for ref in assignment.info.refs
+        if ref.key in source.tensors and source.tensors[ref.key].dtype not in FLOATING
+    ]
+    if found:
+        dtype = source.tensors[found[0]].dtype
+        yield (
+            f"{source.stores.base.path}: {len(found)} weights are {dtype} already, e.g. {found[0]}, in no format that "
+            "is known here; give the original checkpoint"
+        )
+
+
+def _added(key: str, spec: TensorSpec) -> PlannedWeight:
+    """A tensor that the target adds of its own."""
+    return PlannedWeight(WeightInfo(key, {}, "extra"), key, spec, UNQUANTIZED, (OutputTensor(key, "weight", spec),))
+
+
+def _input_files(quantizers: Iterable[Quantizer]) -> list[str]:
+    return sorted({path for one in quantizers for path in (*one.input_files(), *one.stores().values())})
+
+
+def _metadata(made: Draft, source: SourcePlan, inputs: Sequence[str]) -> dict[str, Any]:
+    before = provenance.load(source.tensors.metadata) if source.quantized else ()
+    told = before or provenance.schemes_of(made.recipe.quantization)
+    return file_layout.header_metadata(told, inputs, source.stores.base.tensors)
+
+
+def _source_files(source: SourcePlan, copies: Mapping[str, Path]) -> list[tuple[str, int, int, str]]:
+    """(name, size, mtime, header hash) of every file that the output is made of."""
+    files = [*source.stores.base.files]
+    for path in source.adapter.stores().values():
+        files += source.stores.file(path).files
+    found = [(file.name, file.size, file.mtime_ns, file.header_hash) for file in files]
+    for name, copied in copies.items():
+        stat = copied.stat()
+        found.append((name, stat.st_size, stat.st_mtime_ns, ""))
+    return found
+
+
+def _side(
+    made: Draft,
+    source: SourcePlan,
+    extras: Extras,
+    weights: Sequence[PlannedWeight],
+    weight_map: Mapping[str, str],
+    problems: list[str],
+) -> tuple[dict[str, bytes], dict[str, Path]]:
+    """Files that are written beside the weights, and files of the source that are copied there."""
+    target, checkpoint = made.target, source.stores.base
+    side: dict[str, bytes] = {}
+    copies: dict[str, Path] = {}
+    if made.recipe.output.copy_metadata:
+        if checkpoint.path.is_dir():
+            try:
+                found = side_files.side_files(checkpoint.root, source.adapter, target.key_format)
+            except CheckpointError as error:
+                problems += error.problems
+            else:
+                side, copies = found.written, found.copies
+        else:
+            made.notes.append("copy_metadata copies from a source folder; the source is a single file, so nothing is")
+    config = target.config(source.model.config, weights)
+    if config is not None:
+        side[side_files.CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
+    own: dict[str, bytes] = {}
+    if made.layout.indexed:
+        own[file_layout.index_name(file_layout.container_of(target))] = file_layout.index(
+            weights, weight_map, extras.index
+        )
+    for name, content in extras.side_files.items():
+        if not isinstance(content, bytes):
+            raise PluginError(f"target {target.name}: side file {name} must be bytes, not {type(content).__name__}")
+        if name in own:
+            raise PluginError(f"target {target.name}: side file {name} would replace the index")
+        own[name] = content
+    side.update(own)
+    return side, {name: path for name, path in copies.items() if name not in side}
+
+
+def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantizer]) -> dict[str, str]:
+    """Of the plugins this output uses, and of the core: a new version may write other bytes."""
+    registry = source.registry
+    origins = [
+        registry.models.origins[source.adapter.name],
+        registry.targets.origins[made.target.name],
+        registry.layouts.origins[made.layout.name],
+        *(registry.quantizers.origins[q.name] for q in quantizers if q.name in registry.quantizers.origins),
+    ]
+    found = {origin.distribution: origin.version for origin in origins if origin.distribution}
+    return dict(sorted({**found, DISTRIBUTION: version(DISTRIBUTION)}.items()))

@@ -1,0 +1,192 @@
+"""What a conversion will do, as a value: jobs, files to the byte, and what a user should know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..api.contexts import ModelFacts
+from ..api.interfaces import LayoutWriter, ModelAdapter, Target
+from ..api.values import Extras, FileLayout, Parts, PlannedWeight
+from ..checkpoint.files import Checkpoint
+from ..output import state as output_folder
+from ..output.fingerprint import Fingerprint
+from ..output.manifest import manifest_name
+from ..output.state import OutputState
+from ..recipe.load import Recipe
+from .assignment import RuleUse
+from .jobs import Job
+from .passthrough import Passthrough
+from .resources import Resources
+from .stores import Stores
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights that are treated alike, for people to read."""
+
+    method: str
+    kind: str
+    module: str
+    count: int
+    bytes_before: int
+    bytes_after: int
+
+
+def groups_of(jobs: Iterable[Job], output: int) -> tuple[Group, ...]:
+    """The jobs of one output summed up by method, kind and module; what is quantized first."""
+    sums: dict[tuple[str, str, str], list[int]] = {}
+    for job in jobs:
+        for export in job.exports:
+            if export.output == output:
+                total = sums.setdefault((export.quantizer.name, job.info.kind, job.info.module), [0, 0, 0])
+                total[0] += 1
+                total[1] += job.source_nbytes
+                total[2] += export.nbytes
+    listed = [Group(*key, *total) for key, total in sums.items()]
+    return tuple(sorted(listed, key=lambda group: group.method == Passthrough.name))
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """One output of a plan.
+
+    number: of the output in its plan. recipe: with this output alone. constants: tensors that the target adds, by key.
+    weight_map: key -> file. file_layouts: file -> its header and offsets. side: files that are written beside the
+    weights, copies: files that are copied there.
+    """
+
+    number: int
+    recipe: Recipe
+    name: str
+    target: Target
+    layout: LayoutWriter
+    weights: tuple[PlannedWeight, ...]
+    constants: Parts
+    extras: Extras
+    file_layouts: Mapping[str, FileLayout]
+    weight_map: Mapping[str, str]
+    side: Mapping[str, bytes]
+    copies: Mapping[str, Path]
+    groups: tuple[Group, ...]
+    rules: tuple[RuleUse, ...]
+    fingerprint: Fingerprint
+    distributions: Mapping[str, str]
+    state: OutputState
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        return Path(self.recipe.output.path)
+
+    @property
+    def files(self) -> dict[str, int]:
+        return {file: placed.size for file, placed in self.file_layouts.items()}
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """Every file that will stand in the output."""
+        return (*self.file_layouts, *self.side, *self.copies, manifest_name(self.name))
+
+    @property
+    def side_sizes(self) -> dict[str, int]:
+        sizes = {name: len(content) for name, content in self.side.items()}
+        return {**sizes, **{name: path.stat().st_size for name, path in self.copies.items()}}
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(group.bytes_before for group in self.groups)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(group.bytes_after for group in self.groups)
+
+    @property
+    def needed_disk(self) -> int:
+        """Bytes still to be reserved; replaced files are deleted only after publishing."""
+        total = sum(self.files.values()) + sum(self.side_sizes.values())
+        return 0 if self.state.done else max(0, total - self.state.staged)
+
+    @property
+    def status(self) -> str:
+        return "done" if self.state.done else "resume" if self.state.resumes else "new"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "name": self.name,
+            "status": self.status,
+            "target": self.target.name,
+            "layout": self.layout.name,
+            "output": str(self.path),
+            "groups": [vars(group) for group in self.groups],
+            "rules": [vars(rule) for rule in self.rules],
+            "files": self.files,
+            "side_files": {name: len(content) for name, content in self.side.items()},
+            "copies": list(self.copies),
+            "replaces": list(self.state.replaces),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "free_disk": output_folder.free_disk(self.path),
+            "needed_disk": self.needed_disk,
+            "fingerprint": self.fingerprint.value,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a conversion will do: one read of the source, one output or several.
+
+    problems: what must be mended before it can be carried out, and was found too late to refuse the plan: disk space.
+    """
+
+    recipe: Recipe
+    adapter: ModelAdapter
+    model: ModelFacts
+    stores: Stores
+    jobs: tuple[Job, ...]
+    outputs: tuple[OutputPlan, ...]
+    resources: Resources
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+
+    def close(self) -> None:
+        """Let go of the source's files. Also on leaving ``with plan:``."""
+        self.stores.close()
+
+    def __enter__(self) -> Plan:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.stores.base
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values. Of a single output they stand beside those of the source; of several under ``outputs``."""
+        source = self.checkpoint
+        outputs = [output.as_dict() for output in self.outputs]
+        return {
+            **(outputs[0] if len(outputs) == 1 else {"outputs": outputs}),
+            "model": {"adapter": self.adapter.name, "variant": self.model.variant, **self.model.facts},
+            "source": {
+                "path": str(source.path),
+                "files": [file.name for file in source.files],
+                "tensors": len(source.tensors),
+                "bytes": sum(spec.nbytes for spec in source.tensors.values()),
+                "skipped": list(source.skipped),
+            },
+            "device": self.resources.name,
+            "workers": self.resources.workers,
+            "max_memory": self.resources.max_memory,
+            "extra_tensors": [job.info.name for job in self.jobs if job.info.kind == "extra"],
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+            "problems": list(self.problems),
+        }

@@ -1,0 +1,194 @@
+"""From a recipe and headers to a plan: everything that can be refused is refused here, in one message.
+
+A plan needs no tensor data and no device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..api.contexts import ModelFacts, SourceTensors
+from ..api.interfaces import ModelAdapter
+from ..api.tensors import raw, typed
+from ..checkpoint.files import Checkpoint, open_checkpoint
+from ..checkpoint.inventory import inventory, skipped_tensors
+from ..errors import PlanError
+from ..output import state as output_folder
+from ..output.side_files import CONFIG
+from ..plugins import attribution
+from ..plugins.registry import Registry, load_plugins
+from ..recipe.load import Recipe, load_recipe, make_plugin
+from . import notes, outputs, resources, transcode, validate
+from .jobs import merged
+from .outputs import SourcePlan
+from .plan import OutputPlan, Plan
+from .prequantized import unread_scales
+from .resources import Resources
+from .shape_inference import ShapeInference
+from .stores import Stores
+
+LARGEST_CONFIG = 4 << 20
+"""Bytes of a ``config.json`` that is read."""
+
+
+def make_plan(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    registry: Registry | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    require_device: bool = False,
+) -> Plan:
+    """What a recipe would do. Raises a ConverterError with all that speaks against it.
+
+    require_device: an absent device is an error, not a warning.
+    """
+    registry = registry or load_plugins()
+    asked = load_recipe(recipe, overrides or {}, registry)
+    found = resources.choose(asked, registry)
+    if require_device and found.absence:
+        raise PlanError(f"{asked.where('performance.device')}: {found.absence}")
+    adapters = _adapters(asked, registry)
+    skipped: list[str] = []
+    checkpoint = open_checkpoint(
+        Path(asked.source.path), format=asked.source.format, owns_key=attribution.owned_by_any(adapters, skipped)
+    )
+    stores = Stores(checkpoint, open_checkpoint)
+    try:
+        with attribution.attribute_errors(registry):
+            return _plan(asked, registry, found, stores, adapters, skipped)
+    except BaseException:
+        stores.close()
+        raise
+
+
+def _adapters(recipe: Recipe, registry: Registry) -> list[ModelAdapter]:
+    if recipe.source.type:
+        return [make_plugin(registry.models[recipe.source.type], recipe.source.options)]
+    return [registry.models[name]() for name in registry.models]
+
+
+def _plan(
+    recipe: Recipe,
+    registry: Registry,
+    found: Resources,
+    stores: Stores,
+    adapters: Sequence[ModelAdapter],
+    skipped: list[str],
+) -> Plan:
+    """skipped: what is to be said of plugins that fail when they are asked whether they know this."""
+    recipes = recipe.exports
+    targets = [outputs.target_of(one, registry) for one in recipes]
+    tensors = source_tensors(stores.base)
+    quantized = transcode.recognise(tensors, registry, targets[0], skipped)
+    if quantized is not None:
+        target = registry.targets[quantized.target]()
+        quantized = transcode.with_shapes(quantized, tensors, target, registry)
+        tensors = transcode.unpacked(tensors, quantized)
+    adapter, variant = _recognise(adapters, tensors, stores.base.path, skipped)
+    tensors = source_tensors(stores.base, tensors, stores.of(adapter))
+    model = ModelFacts(adapter.name, variant, adapter.describe(tensors), tensors.config)
+    problems = [*adapter.problems(tensors)]
+    if quantized is None:
+        problems += unread_scales(tensors, stores.base.path)
+    infos = inventory(adapter, tensors)
+    problems += validate.coverage(infos, stores.base.tensors, adapter.name)
+    source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, ShapeInference(adapter))
+    for one in recipes:
+        files = (Path(file.path) for file in stores.base.files)
+        problems += output_folder.check_apart(Path(one.output.path), stores.base.path, files)
+    drafts = [outputs.draft(number, *pair, source) for number, pair in enumerate(zip(recipes, targets, strict=True))]
+    problems += dict.fromkeys(problem for draft in drafts for problem in draft.problems)
+    if problems:
+        raise PlanError(*problems)
+
+    planned: list[OutputPlan] = []
+    for draft in drafts:
+        output, against = outputs.finish(draft, source)
+        planned.append(output)
+        problems += against
+    problems += validate.outputs_apart(planned)
+    if problems:
+        raise PlanError(*problems)
+    jobs = merged(draft.jobs for draft in drafts)
+    return Plan(
+        recipe=recipe,
+        adapter=adapter,
+        model=model,
+        stores=stores,
+        jobs=jobs,
+        outputs=tuple(planned),
+        resources=found,
+        notes=tuple(dict.fromkeys([*notes.of_outputs(planned), *notes.large(jobs, found)])),
+        warnings=(
+            *(warning for output in planned for warning in output.warnings),
+            *([found.absence] if found.absence else []),
+            *skipped,
+            *skipped_tensors(adapter, tensors),
+        ),
+        problems=tuple(_missing_disk(planned)),
+    )
+
+
+def source_tensors(
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, Any] | None = None,
+    stores: Mapping[str, Mapping[str, Any]] | None = None,
+) -> SourceTensors:
+    """The tensors of a checkpoint as plugins see them, with its metadata and its config."""
+
+    def read(key: str) -> torch.Tensor:
+        spec = checkpoint.tensors[key]
+        buffer = torch.empty(spec.nbytes, dtype=torch.uint8)
+        checkpoint.read(key, 0, raw(buffer))
+        return typed(buffer, spec)
+
+    found = checkpoint.tensors if tensors is None else tensors
+    return SourceTensors(found, checkpoint.metadata, _config(checkpoint.root), stores, read)
+
+
+def _config(root: Path) -> Mapping[str, Any]:
+    """The ``config.json`` beside the weights; empty if there is none that can be read."""
+    path = root / CONFIG
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
+            return {}
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _recognise(
+    adapters: Sequence[ModelAdapter], tensors: SourceTensors, path: Path, skipped: list[str]
+) -> tuple[ModelAdapter, str]:
+    answers = attribution.call_each(adapters, lambda adapter: adapter.recognise(tensors), skipped)
+    known = [(adapter, variant) for adapter, variant in answers if variant is not None]
+    if len(known) > 1:
+        named = " and ".join(adapter.name for adapter, _ in known)
+        raise PlanError(f"{path}: {named} both recognise it; say which with source.type (--model-type)")
+    if known:
+        return known[0]
+    tried = ", ".join(adapter.name for adapter in adapters)
+    some = ", ".join(repr(key) for key in list(tensors)[:3])
+    raise PlanError(f"{path}: no model adapter recognises it (tried {tried}); its tensors: {some} ...", *skipped)
+
+
+def _missing_disk(planned: Sequence[OutputPlan]) -> list[str]:
+    """Outputs on one disk need the room for all of them."""
+    found = []
+    needed: dict[int, int] = {}
+    for output in planned:
+        device = output_folder.disk_of(output.path)
+        needed[device] = needed.get(device, 0) + output.needed_disk
+        free = output_folder.free_disk(output.path)
+        if needed[device] > free:
+            found.append(
+                f"{output.path}: needs {needed[device]} bytes of disk and {free} are free; make room for "
+                f"{needed[device] - free} more"
+            )
+    return found

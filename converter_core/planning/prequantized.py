@@ -1,0 +1,35 @@
+"""Weights that are quantized already in a way that no target here reads: their scales stand beside them.
+
+Such a file must not be taken for ordinary weights: codes without their scales are noise, and nothing would tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..api.values import TensorSpec
+from ..errors import shown
+
+CODES = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8"})
+
+
+def unread_scales(tensors: Mapping[str, TensorSpec], path: Path) -> Iterator[str]:
+    """Why a checkpoint cannot be taken as it is; nothing if no codes have scales beside them.
+
+    ``X.weight`` of 8 bits beside ``X.scale_weight``, ``X.weight_scale``, ``X.weight.scale`` and the like.
+    """
+    scales: dict[str, str] = {}
+    for key in tensors:
+        stem, _, leaf = key.rpartition(".")
+        if "scale" in leaf:
+            scales.setdefault(f"{stem}.weight", key)
+            scales.setdefault(stem, key)
+    found = [key for key, spec in tensors.items() if spec.dtype in CODES and len(spec.shape) == 2 and key in scales]
+    if found:
+        example = found[0]
+        yield (
+            f"{shown(path)}: {len(found)} weights are {tensors[example].dtype} with scales beside them, e.g. "
+            f"{shown(example)} with {shown(scales[example])}, and no installed target reads that format; give the "
+            "original checkpoint, or install the plugin of the target that reads it"
+        )

@@ -1,0 +1,86 @@
+"""Which device a recipe means, and how much of the machine a run may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..api.interfaces import DeviceBackend
+from ..errors import RecipeError
+from ..plugins.registry import Registry
+from ..recipe.check import cores
+from ..recipe.load import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_WORKERS = 8
+DEFAULT_MEMORY = 4 << 30
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run works with. name: as the user would write it; devices: empty if it is not there.
+
+    max_memory: bytes of tensor data in flight, on the host and on each device.
+    """
+
+    backend: DeviceBackend
+    name: str
+    devices: tuple[torch.device, ...]
+    workers: int
+    max_memory: int
+    absence: str = ""
+
+
+def choose(recipe: Recipe, registry: Registry) -> Resources:
+    wanted = recipe.performance.device
+    backends = {name: registry.devices[name]() for name in registry.devices}
+    if wanted == "auto":
+        ranked = sorted(backends.values(), key=lambda backend: backend.last_resort)
+        backend = next((backend for backend in ranked if backend.devices()), None)
+        if backend is None:
+            raise RecipeError(
+                f"{recipe.where('performance.device')}: no device plugin has a device; known: {list(backends)}"
+            )
+        return _means(recipe, backend, backend.name, tuple(backend.devices()[:1]))
+    name, _, number = wanted.partition(":")
+    if name not in backends:
+        try:
+            registry.devices[name]
+        except Exception as error:
+            raise RecipeError(f"{recipe.where('performance.device')}: {error}") from None
+    backend = backends[name]
+    found = tuple(backend.devices())
+    if number and not number.isdecimal():
+        raise RecipeError(f"{recipe.where('performance.device')}: {wanted!r}; write {name} or {name}:0")
+    if not found:
+        return _means(recipe, backend, wanted, (), f"{wanted} is not here: {backend.absence()}; {_present(backends)}")
+    if not number:
+        return _means(recipe, backend, wanted, found)
+    if int(number) >= len(found):
+        return _means(recipe, backend, wanted, (), f"{wanted} is not here; {_present(backends)}")
+    return _means(recipe, backend, wanted, (found[int(number)],))
+
+
+def _present(backends: dict[str, DeviceBackend]) -> str:
+    there = [
+        name if len(backend.devices()) == 1 and backend.last_resort else f"{name}:{number}"
+        for name, backend in backends.items()
+        for number in range(len(backend.devices()))
+    ]
+    return f"here are: {', '.join(there) or 'none'}"
+
+
+def _means(
+    recipe: Recipe, backend: DeviceBackend, name: str, devices: tuple[torch.device, ...], absence: str = ""
+) -> Resources:
+    performance = recipe.performance
+    workers = performance.num_workers or max(min(cores(), MOST_WORKERS), len(devices))
+    if not performance.parallel:
+        workers = 1
+    memory = performance.max_memory
+    if memory is None:
+        free = min((backend.free_memory(device) for device in devices), default=DEFAULT_MEMORY)
+        memory = min(DEFAULT_MEMORY, free // 2)
+    return Resources(backend, name, devices, workers, memory, absence)

@@ -1,0 +1,66 @@
+"""How many rows of a weight are read, computed and written at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .jobs import BoundTensor, Job
+from .shape_inference import common_row_block
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WORKING_BYTES = 16
+"""What one element of a span may take beside its source bytes: a float32 copy and three temporaries of that size."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a job is cut. slab: rows that are encoded and written at a time; span: rows that are quantized at a time.
+
+    A span divides a slab. nbytes: what it takes in memory at a time.
+    """
+
+    slab: int
+    span: int
+    nbytes: int
+
+
+def cut(job: Job, slab_bytes: int, budget: int) -> Cut:
+    """Slabs of about ``slab_bytes`` of source, lower where the budget asks for it; whole where it must be."""
+    rows = job.spec.shape[0] if job.spec.shape else 1
+    tall = max(rows, 1)
+    row_source = -(-(job.source_nbytes + _input_bytes(job, by_rows=True)) // tall)
+    row_working = job.spec.numel // tall * WORKING_BYTES
+    row_output = -(-sum(export.nbytes for export in job.exports) // tall)
+    held = _input_bytes(job, by_rows=False)
+
+    def nbytes(slab: int, span: int) -> int:
+        return held + span * (row_source + row_working) + 2 * slab * row_output
+
+    block = common_row_block(*(export.schema.row_block for export in job.exports))
+    fine = common_row_block(*(export.quantizer.row_block for export in job.exports))
+    if not block or not fine:
+        return Cut(rows, rows, nbytes(rows, rows))
+
+    def fit(limit: int, per_row: int, step: int) -> int:
+        return max(1, limit // max(per_row, 1) // step) * step
+
+    left = max(budget - held, 1)
+    span = min(fit(slab_bytes, row_source, fine), fit(left // 2, row_source + row_working, fine))
+    slab = min(fit(slab_bytes, row_source, block), fit(left // 2, 2 * row_output, block))
+    slab = min(slab, -(-rows // block) * block)
+    span = min(span, slab)
+    return Cut(slab, span, nbytes(slab, span))
+
+
+def _input_bytes(job: Job, by_rows: bool) -> int:
+    """Of what quantizers take beside the weight: row by row, or whole and held as long as the job runs."""
+
+    def size(given: BoundTensor | Tensor) -> int:
+        if isinstance(given, BoundTensor):
+            return given.spec.nbytes if given.ref.by_rows == by_rows else 0
+        return 0 if by_rows else given.numel() * given.element_size()
+
+    return sum(size(given) for export in job.exports for given in export.inputs.values())

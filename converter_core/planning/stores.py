@@ -1,0 +1,56 @@
+"""The files of tensors that a plan reads from: the checkpoint, and what plugins name beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..api.interfaces import ModelAdapter, Quantizer
+from ..api.values import BASE, TensorSpec
+from ..checkpoint.files import Checkpoint
+from ..errors import PluginError, unknown
+
+
+class Stores:
+    """``base``, and every other file once, however many plugins name it. Only headers are read until ``read``."""
+
+    def __init__(self, base: Checkpoint, open_file: Callable[[str], Checkpoint]) -> None:
+        self.base = base
+        self._open = open_file
+        self._files: dict[str, Checkpoint] = {"": base}
+
+    def of(self, owner: ModelAdapter | Quantizer) -> dict[str, Mapping[str, TensorSpec]]:
+        """The tensors of each store that a plugin names."""
+        return {name: self._file(path).tensors for name, path in owner.stores().items()}
+
+    def path(self, owner: ModelAdapter | Quantizer, store: str) -> str:
+        """Empty for the checkpoint itself."""
+        if store == BASE:
+            return ""
+        known = owner.stores()
+        if store not in known:
+            raise PluginError(f"{owner.name} refers to {unknown('store', store, (BASE, *known))}")
+        return known[store]
+
+    def tensors(self, owner: ModelAdapter | Quantizer, store: str) -> Mapping[str, TensorSpec]:
+        return self._file(self.path(owner, store)).tensors
+
+    def file(self, path: str) -> Checkpoint:
+        """One that was opened while planning; empty: the checkpoint."""
+        return self._files[path]
+
+    def others(self) -> dict[str, Checkpoint]:
+        """By path, without the checkpoint."""
+        return {path: file for path, file in self._files.items() if path}
+
+    def check_unchanged(self) -> None:
+        for file in self._files.values():
+            file.check_unchanged()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _file(self, path: str) -> Checkpoint:
+        if path not in self._files:
+            self._files[path] = self._open(path)
+        return self._files[path]

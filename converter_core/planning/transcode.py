@@ -1,0 +1,119 @@
+"""A source that is quantized already: recognised, and either refused or laid out anew without touching a byte."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..api.contexts import SourceTensors, WeightContext
+from ..api.formats import QuantFormat
+from ..api.interfaces import Quantizer, Target
+from ..api.tensors import torch_dtype
+from ..api.values import Stored, TensorSpec, WeightInfo
+from ..plugins.attribution import call_each
+from ..plugins.registry import Registry
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a checkpoint's quantized weights are: whose format, and name -> format and keys."""
+
+    target: str
+    weights: Mapping[str, Stored]
+
+    def __str__(self) -> str:
+        formats = Counter(stored.format.name for stored in self.weights.values())
+        return f"{self.target} " + ", ".join(f"{format} ({count} weights)" for format, count in formats.items())
+
+
+def recognise(tensors: SourceTensors, registry: Registry, preferred: Target, skipped: list[str]) -> Quantized | None:
+    """The target that finds the most of its own weights in a checkpoint; on a tie the preferred one. None: no such.
+
+    skipped: gets what is to be said of targets that fail.
+    """
+    best: Quantized | None = None
+    names = sorted(registry.targets, key=lambda name: name != preferred.name)
+    targets = [preferred if name == preferred.name else registry.targets[name]() for name in names]
+    for target, found in call_each(targets, lambda target: _detected(target, tensors), skipped):
+        if found and (best is None or len(found) > len(best.weights)):
+            best = Quantized(target.name, found)
+    return best
+
+
+def _detected(target: Target, tensors: SourceTensors) -> Mapping[str, Stored]:
+    """What a target finds. TypeError if that is not what ``detect`` must return."""
+    found = target.detect(tensors)
+    sound = isinstance(found, Mapping) and all(
+        isinstance(stored, Stored) and isinstance(stored.format, QuantFormat) and stored.keys
+        for stored in found.values()
+    )
+    if not sound:
+        raise TypeError("detect must return Stored values by name, each with a QuantFormat and keys")
+    if missing := [key for stored in found.values() for key in stored.keys.values() if key not in tensors]:
+        raise ValueError(f"detect names {missing[0]}, which is not there")
+    return found
+
+
+def with_shapes(
+    quantized: Quantized, tensors: Mapping[str, TensorSpec], target: Target, registry: Registry
+) -> Quantized:
+    """The same, each weight with its own shape: as the target tells it, else as a quantizer decodes it."""
+    known: dict[object, tuple[int, ...]] = {}
+    weights = {}
+    for name, stored in quantized.weights.items():
+        if stored.shape is None:
+            specs = {role: tensors[key] for role, key in stored.keys.items()}
+            case = (stored.format, tuple(specs.items()))
+            if case not in known:
+                known[case] = _shape(name, stored, specs, target, registry)
+            stored = replace(stored, shape=known[case])
+        weights[name] = stored
+    return Quantized(quantized.target, weights)
+
+
+def unpacked(tensors: SourceTensors, quantized: Quantized) -> SourceTensors:
+    """The tensors as a model adapter knows them: weights by name and in their own shapes, without scales and the like.
+
+    The dtype of a quantized weight is that of its codes.
+    """
+    name_of = {stored.primary: name for name, stored in quantized.weights.items()}
+    parts = {key for stored in quantized.weights.values() for key in stored.keys.values()}
+
+    def all_of() -> Iterator[tuple[str, TensorSpec]]:
+        for key, spec in tensors.items():
+            if key in name_of:
+                stored = quantized.weights[name_of[key]]
+                yield name_of[key], spec if stored.shape is None else TensorSpec(spec.dtype, stored.shape)
+            elif key not in parts:
+                yield key, spec
+
+    return tensors.with_tensors(dict(all_of()))
+
+
+def readers(registry: Registry, stored: Stored) -> Iterator[Quantizer]:
+    """Quantizers whose default options have a weight's format."""
+    for cls in registry.quantizers.values():
+        quantizer = cls()
+        if quantizer.format.matches(stored.format):
+            yield quantizer
+
+
+def _shape(
+    name: str, stored: Stored, specs: Mapping[str, TensorSpec], target: Target, registry: Registry
+) -> tuple[int, ...]:
+    codes = next(iter(specs.values()))
+    if not stored.format.packing and codes.dtype != "U8":
+        return codes.shape
+    parts = {
+        role: torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device="meta") for role, spec in specs.items()
+    }
+    context = WeightContext(WeightInfo(name, {}), name, None, stored.format)
+    for quantizer in readers(registry, stored):
+        try:
+            return tuple(quantizer.dequantize(target.decode(context, parts)).shape)
+        except Exception:  # a third party's code may fail without data; the shape of the codes must do then
+            continue
+    return codes.shape

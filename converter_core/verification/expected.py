@@ -1,0 +1,238 @@
+"""What a manifest says of an output, and what it contradicts or leaves out."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from ..api.formats import UNQUANTIZED, QuantFormat
+from ..api.values import ITEMSIZE, Stored, TensorSpec
+from ..errors import CheckpointError, VerificationError, shown
+from ..output.manifest import SUFFIX, is_manifest, load_manifest
+from .result import Problem
+
+LARGEST_MANIFEST = 1 << 28
+"""Bytes. One of a million tensors has about half of it; a larger one would only fill the memory."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ExpectedTensor:
+    """crc32: empty where the manifest has none."""
+
+    file: str
+    spec: TensorSpec
+    crc32: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a manifest says. weights: name -> storage, spec before quantization (None: the target made it).
+
+    findings: where the manifest contradicts itself, or leaves out what a manifest of this tool always has.
+    """
+
+    target: str
+    adapter: str
+    variant: str
+    recipe: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, ExpectedTensor]
+    weights: Mapping[str, tuple[Stored, TensorSpec | None]]
+    findings: tuple[Problem, ...] = ()
+
+
+def find_manifest(path: Path) -> Path | None:
+    """The manifest that a folder, one of its files or the manifest itself stands for; None: there is none."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise VerificationError(f"{shown(path)}: does not exist") from None
+    except (OSError, ValueError) as error:
+        raise VerificationError(f"{shown(path)}: cannot be opened ({reason_of(error)})") from None
+    if stat.S_ISDIR(mode):
+        found = sorted(path.glob("*" + SUFFIX))
+        if len(found) > 1:
+            names = ", ".join(shown(manifest.name) for manifest in found)
+            raise VerificationError(f"{shown(path)}: has several conversions; name one of their manifests: {names}")
+        return found[0] if found else None
+    if path.name.endswith(SUFFIX):
+        return path
+    unreadable = None
+    for manifest in sorted(path.parent.glob("*" + SUFFIX)):
+        files = files_listed(manifest)
+        if files is None:
+            unreadable = manifest
+        elif path.name in files:
+            return manifest
+    return unreadable
+
+
+def files_listed(manifest: Path) -> set[str] | None:
+    """The files that a manifest claims, whatever else is wrong with it; None: it cannot be read as one."""
+    try:
+        _check_regular(manifest)
+        content = json.loads(manifest.read_bytes())
+    except (OSError, ValueError, RecursionError, CheckpointError):
+        return None
+    files = content.get("files") if is_manifest(content) else None
+    return set(map(str, files)) if isinstance(files, dict) else None
+
+
+def read_manifest(path: Path) -> Expected:
+    """CheckpointError if it is damaged, or if its values are not of the types that this tool writes."""
+    try:
+        _check_regular(path)
+        content = load_manifest(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{shown(path)}: cannot be read as a manifest ({reason_of(error)})") from None
+    except RecursionError:
+        raise CheckpointError(f"{shown(path)}: cannot be read as a manifest (its JSON is nested too deeply)") from None
+    try:
+        return _expected(path.name, content)
+    except _Malformed as error:
+        raise CheckpointError(f"{shown(path)}: is not laid out as a manifest of this tool: {error}") from None
+
+
+def reason_of(error: BaseException) -> str:
+    """What the operating system said, or else the exception's own words."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+class _Malformed(Exception):
+    pass
+
+
+def _check_regular(path: Path) -> None:
+    """A pipe would wait for a writer, and a device never ends."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{shown(path)}: is not a regular file")
+    if status.st_size > LARGEST_MANIFEST:
+        raise CheckpointError(
+            f"{shown(path)}: has {status.st_size:,} bytes; a manifest has at most {LARGEST_MANIFEST:,}"
+        )
+
+
+def _expected(name: str, content: Mapping[str, Any]) -> Expected:
+    model = _section(content, "model")
+    files = _entries(content, "files", _file)
+    tensors = _entries(content, "tensors", _tensor)
+    weights = _entries(content, "weights", partial(_weight, _section(content, "formats")))
+    found = (*_missing_entries(name, files, tensors, weights), *_contradictions(name, files, tensors, weights))
+    return Expected(
+        target=_text(content, "target"),
+        adapter=_text(model, "adapter"),
+        variant=_text(model, "variant"),
+        recipe=_section(content, "recipe"),
+        files=files,
+        tensors=tensors,
+        weights=weights,
+        findings=found,
+    )
+
+
+def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = content.get(key, {})
+    if not isinstance(section, dict):
+        raise _Malformed(f"{key} is not a mapping")
+    return section
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    text = content.get(key)
+    if not isinstance(text, str | None):
+        raise _Malformed(f"{key} is not a text")
+    return text or ""
+
+
+def _entries(content: Mapping[str, Any], key: str, parse: Callable[[str, Any], T]) -> dict[str, T]:
+    parsed = {}
+    for name, entry in _section(content, key).items():
+        try:
+            parsed[name] = parse(name, entry)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            raise _Malformed(f"the entry {shown(name)} of {key}") from None
+    return parsed
+
+
+def _file(name: str, entry: Any) -> Mapping[str, Any]:
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name or path.as_posix() != name:
+        raise ValueError(name)
+    return dict(entry)
+
+
+def _tensor(name: str, entry: Any) -> ExpectedTensor:
+    crc32 = entry.get("crc32", "")
+    if not isinstance(entry["file"], str) or not isinstance(crc32, str):
+        raise TypeError(name)
+    return ExpectedTensor(entry["file"], _spec(entry), crc32)
+
+
+def _weight(formats: Mapping[str, Any], name: str, entry: Any) -> tuple[Stored, TensorSpec | None]:
+    before, parts = entry.get("source"), entry["parts"]
+    if not isinstance(entry["format"], str) or not all(isinstance(key, str) for key in parts.values()):
+        raise TypeError(name)
+    known = entry["format"] == UNQUANTIZED.name
+    format = UNQUANTIZED if known else QuantFormat.from_facts(entry["format"], formats.get(entry["format"]))
+    return Stored(format, dict(parts)), _spec(before) if before else None
+
+
+def _spec(entry: Mapping[str, Any]) -> TensorSpec:
+    shape = entry["shape"]
+    if entry["dtype"] not in ITEMSIZE or not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(entry)
+    return TensorSpec(entry["dtype"], tuple(shape))
+
+
+def _missing_entries(
+    name: str,
+    files: Mapping[str, Mapping[str, Any]],
+    tensors: Mapping[str, ExpectedTensor],
+    weights: Mapping[str, tuple[Stored, TensorSpec | None]],
+) -> Iterator[Problem]:
+    for section, entries in (("files", files), ("tensors", tensors), ("weights", weights)):
+        if not entries:
+            yield Problem(name, "", f"lists no {section}")
+    holders = Counter(tensor.file for tensor in tensors.values())
+    for file, count in sorted(holders.items()):
+        if file not in files:
+            yield Problem(name, "", f"says that {file} holds {count:,} tensors, but does not list it under files")
+    for file, entry in files.items():
+        needed = "header_crc32" if file in holders or "header_crc32" in entry else "crc32"
+        for fact in ("size", needed):
+            if fact not in entry:
+                yield Problem(file, "", f"has no {fact} in the manifest, so it cannot be checked in full")
+    for key, tensor in tensors.items():
+        if not tensor.crc32:
+            yield Problem(tensor.file, key, "has no checksum in the manifest")
+
+
+def _contradictions(
+    name: str,
+    files: Mapping[str, Mapping[str, Any]],
+    tensors: Mapping[str, ExpectedTensor],
+    weights: Mapping[str, tuple[Stored, TensorSpec | None]],
+) -> Iterator[Problem]:
+    owner: dict[str, str] = {}
+    for weight, (stored, _) in weights.items():
+        if not stored.keys:
+            yield Problem(name, weight, "is a weight without parts")
+        for role, key in stored.keys.items():
+            if key in owner:
+                yield Problem(name, key, f"is claimed twice: by {owner[key]} and by {weight} ({role})")
+            elif key not in tensors:
+                yield Problem(name, key, f"is the {role} of {weight}, but is not listed under tensors")
+            owner[key] = weight
+    if weights:
+        for key, tensor in tensors.items():
+            if key not in owner:
+                yield Problem(tensor.file, key, "belongs to no weight that the manifest lists")

@@ -1,0 +1,181 @@
+"""What an output consists of, and which plugins understand it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from ..api.contexts import SourceTensors
+from ..api.formats import UNQUANTIZED
+from ..api.interfaces import ModelAdapter, Quantizer, Target
+from ..api.values import Stored, TensorSpec, WeightInfo
+from ..checkpoint.files import NothingKnown, open_checkpoint
+from ..checkpoint.inventory import inventory
+from ..errors import ConverterError, RecipeError, VerificationError, shown
+from ..planning import provenance, transcode
+from ..planning.planner import source_tensors
+from ..planning.stores import Stores
+from ..plugins.attribution import call_each
+from ..plugins.registry import Registry
+from ..recipe.load import Recipe, Rule, make_quantizer
+from .expected import Expected, reason_of
+from .files import Output
+from .source import Source
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of the output. spec: before quantization, if the manifest tells."""
+
+    name: str
+    stored: Stored
+    spec: TensorSpec | None
+
+    @property
+    def key(self) -> str:
+        """Of the part that a message names."""
+        return self.stored.primary
+
+
+class OpenedOutput:
+    """What an output consists of, and the plugins that understand it."""
+
+    def __init__(self, output: Output, expected: Expected | None, registry: Registry) -> None:
+        self.output = output
+        self.expected = expected
+        self.registry = registry
+        self._recipe_schemes: tuple[Rule, ...] = ()
+        self._metadata_schemes = {name: provenance.load(file.metadata) for name, file in output.files.items()}
+        self._quantizers: dict[tuple[str, str], Quantizer | None] = {}
+        if expected is not None:
+            self.target: Target = registry.targets[expected.target]()
+            self.weights = [
+                Weight(name, stored, spec) for name, (stored, spec) in expected.weights.items() if stored.keys
+            ]
+            try:
+                self._recipe_schemes = provenance.schemes_of(Recipe.from_dict(expected.recipe).quantization)
+            except (RecipeError, RecursionError) as error:
+                output.notes.append(f"the recipe in the manifest cannot be read: {reason_of(error)}")
+        else:
+            self.target, stored = self._recognise()
+            output.notes.append(
+                "there is no manifest, so there are no checksums: names, dtypes and shapes were compared with what "
+                f"{self.target.name} reads"
+                + (
+                    ""
+                    if any(self._metadata_schemes.values())
+                    else "; nothing tells the schemes' options, so these are defaults"
+                )
+            )
+            parts = {key for weight in stored.values() for key in weight.keys.values()}
+            self.weights = [Weight(name, weight, None) for name, weight in stored.items()]
+            self.weights += [
+                Weight(key, Stored(UNQUANTIZED, {"weight": key}), None) for key in output.weight_map if key not in parts
+            ]
+        self.adapter = self._adapter()
+
+    def _recognise(self) -> tuple[Target, Mapping[str, Stored]]:
+        """The target that finds the most weights of its own; file by file, for each has its own metadata."""
+        best: tuple[Target, dict[str, Stored]] | None = None
+        tensors = self.output.tensors
+        metadata = {key: text for file in self.output.files.values() for key, text in file.metadata.items()}
+
+        def scan(target: Target) -> dict[str, Stored]:
+            found: dict[str, Stored] = {}
+            for file in self.output.files.values():
+                found |= target.detect(
+                    SourceTensors(
+                        {key: spec for key, (spec, _) in file.tensors.items()}, file.metadata, read=file.tensor
+                    )
+                )
+            if not found and len(self.output.files) > 1:
+                found |= target.detect(SourceTensors(tensors, metadata))
+            return found
+
+        classes = sorted(self.registry.targets.values(), key=lambda cls: not cls.default)
+        for target, found in call_each([cls() for cls in classes], scan, self.output.notes):
+            if best is None or len(found) > len(best[1]):
+                best = target, found
+        if best is None:
+            raise VerificationError("no target plugin is installed")
+        if not best[1]:
+            self.output.notes.append("no weight in it is quantized, as far as the installed targets can tell")
+        return best
+
+    @property
+    def model(self) -> str:
+        """The adapter's name, and the variant where the manifest tells."""
+        variant = self.expected.variant if self.expected is not None else ""
+        return " ".join(filter(None, (self.adapter.name if self.adapter else "", variant)))
+
+    def _adapter(self) -> ModelAdapter | None:
+        if self.expected is not None:
+            name = self.expected.adapter
+            return self.registry.models[name]() if name in self.registry.models else None
+        names = {weight.name: self.output.tensors[weight.key] for weight in self.weights}
+        adapters = [cls() for cls in self.registry.models.values()]
+        known = list(call_each(adapters, lambda adapter: sum(map(adapter.owns_key, names)), self.output.notes))
+        return max(known, key=lambda answer: answer[1])[0] if known else None
+
+    def open_source(self, against: str | os.PathLike[str], stack: ExitStack) -> Source:
+        if self.adapter is None:
+            raise VerificationError(f"{shown(self.output.folder)}: no model adapter knows its weights")
+        try:
+            checkpoint = open_checkpoint(against, owns_key=self.adapter.owns_key)
+        except NothingKnown:
+            raise VerificationError(f"{shown(against)}: has no tensor that {self.adapter.name} knows") from None
+        notes = self.output.notes
+        tensors = source_tensors(checkpoint)
+        quantized = transcode.recognise(tensors, self.registry, self.target, notes)
+        if quantized is not None:
+            notes.append(f"the source is itself quantized ({quantized}); it is compared bit by bit")
+            tensors = transcode.unpacked(tensors, quantized)
+        stores = Stores(checkpoint, open_checkpoint)
+        tensors = source_tensors(checkpoint, tensors, stores.of(self.adapter))
+        stack.callback(stores.close)
+        return Source(stores, self.adapter, self.target, tensors, quantized)
+
+    def infos(self, source: Source | None) -> Mapping[str, WeightInfo]:
+        """What the model says of each weight, by its name in the output; by the output's own names without a source."""
+        if self.adapter is None:
+            return {}
+        if source is not None:
+            tensors: Mapping[str, TensorSpec] = source.tensors
+        else:
+            stored = self.output.tensors
+            tensors = {
+                weight.name: spec
+                for weight in self.weights
+                if (spec := weight.spec or stored.get(weight.key)) is not None
+            }
+        infos = inventory(self.adapter, tensors)
+        return {self.adapter.rename(info.name, self.target.key_format): info for info in infos}
+
+    def quantizer(self, weight: Weight) -> Quantizer | None:
+        """The one that made it, by the recipe in the manifest or the metadata; else any that reads its format."""
+        for scheme in self._schemes(weight):
+            made = self._made(scheme.method, scheme.options)
+            if made is not None and made.format.matches(weight.stored.format):
+                return made
+        formats = [cls() for cls in self.registry.quantizers.values()]
+        readers = [quantizer for quantizer in formats if quantizer.format.matches(weight.stored.format)]
+        return min(readers, key=lambda quantizer: quantizer.name != weight.stored.format.name, default=None)
+
+    def _schemes(self, weight: Weight) -> Iterator[Rule]:
+        file = self.output.weight_map[weight.key].name
+        yield from provenance.deciding(self._recipe_schemes, weight.name)
+        yield from provenance.deciding(self._metadata_schemes[file], weight.name)
+
+    def _made(self, method: str, options: Mapping[str, Any]) -> Quantizer | None:
+        case = (method, repr(options))
+        if case not in self._quantizers:
+            own = {key: value for key, value in options.items() if key != "target_modules"}
+            try:
+                known = method in self.registry.quantizers
+                self._quantizers[case] = make_quantizer(self.registry.quantizers[method], own) if known else None
+            except ConverterError:  # a file that an option names may be gone; reading back does not need it
+                self._quantizers[case] = None
+        return self._quantizers[case]

@@ -1,0 +1,106 @@
+"""The source of an output: its weights in slabs of rows, and what was copied from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..api.contexts import SourceTensors, WeightContext
+from ..api.interfaces import ModelAdapter, Target
+from ..api.tensors import raw, torch_dtype
+from ..api.values import TensorSpec, WeightInfo
+from ..engine.reading import Reader
+from ..planning.encoding import Encoding
+from ..planning.jobs import bind, joined_spec
+from ..planning.passthrough import Passthrough
+from ..planning.shape_inference import ShapeInference, common_row_block
+from ..planning.stores import Stores
+from ..planning.transcode import Quantized
+from .decode import Read
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..api.values import Parts
+
+
+COPY_BYTES = 4 << 20
+
+
+class Source:
+    """The weights of the checkpoint that an output was made of. tensors: as its model adapter sees them."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        adapter: ModelAdapter,
+        target: Target,
+        tensors: SourceTensors,
+        quantized: Quantized | None,
+    ) -> None:
+        """quantized: its weights that are quantized already; their parts can only be compared as they are."""
+        self.stores = stores
+        self.checkpoint = stores.base
+        self.adapter = adapter
+        self.target = target
+        self.tensors = tensors
+        self.quantized = quantized
+        self._inference = ShapeInference(adapter)
+
+    def spec(self, info: WeightInfo) -> TensorSpec:
+        """Of the assembled weight."""
+        specs = {role: joined_spec(bind(self.stores, source, self.adapter)) for role, source in info.sources.items()}
+        encoding = Encoding(self.target, WeightContext(info, info.name))
+        return self._inference.run(Passthrough(), encoding, specs).spec
+
+    def nbytes(self, info: WeightInfo) -> int:
+        if self.quantized is not None and info.name in self.quantized.weights:
+            keys = self.quantized.weights[info.name].keys.values()
+            return sum(self.checkpoint.tensors[key].nbytes for key in keys)
+        bound = (one for source in info.sources.values() for one in bind(self.stores, source, self.adapter))
+        return sum(one.spec.nbytes for one in bound)
+
+    def rows(self, info: WeightInfo, start: int, stop: int, of: int) -> Tensor:
+        """Rows of the assembled weight, which has ``of``; of one without rows, all of it."""
+        bound = {role: bind(self.stores, source, self.adapter) for role, source in info.sources.items()}
+        reader = Reader(self.stores, _Host(), own_buffer=True)
+        return self.adapter.assemble(WeightContext(info, info.name), reader.read(bound, start, stop, of))
+
+
+class _Host:
+    """Tensors stay where they are."""
+
+    def buffer(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def upload(self, host: Tensor) -> Tensor:
+        return host
+
+    def download(self, parts: Parts) -> Parts:
+        return parts
+
+
+def copied_equals(read: Read, key: str, spec: TensorSpec, source: Source, info: WeightInfo, target: Target) -> bool:
+    """Whether a stored tensor is what its source gives when it is copied or, as its dtype tells, cast."""
+    before = source.spec(info)
+    if before.shape != spec.shape:
+        return False
+    passthrough = Passthrough(spec.dtype if spec.dtype != before.dtype else None)
+    context = WeightContext(info, info.name, before)
+    rows = spec.shape[0] if spec.shape else 1
+    block = common_row_block(passthrough.row_block, target.row_block)
+    step = max(1, COPY_BYTES * rows // max(spec.nbytes, 1) // block) * block if block else rows
+    at = 0
+    for start in range(0, rows, max(step, 1)):
+        weight = source.rows(info, start, min(start + step, rows), rows)
+        (stored,) = target.encode(context, passthrough.quantize(weight)).values()
+        expected = stored.contiguous().reshape(-1).view(torch.uint8)
+        if stored.dtype != torch_dtype(spec.dtype) or at + expected.numel() > spec.nbytes:
+            return False
+        buffer = torch.empty_like(expected)
+        read(key, at, raw(buffer))
+        if not torch.equal(buffer, expected):
+            return False
+        at += expected.numel()
+    return at == spec.nbytes

@@ -1,0 +1,145 @@
+"""An output as it stands: whether its files, names, dtypes, shapes and headers are as the manifest says."""
+
+from __future__ import annotations
+
+import stat
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..api.interfaces import Container
+from ..api.values import TensorSpec
+from ..checkpoint.files import open_checkpoint, read_index
+from ..containers.safetensors import SAFETENSORS
+from ..errors import CheckpointError, shown
+from .expected import Expected, reason_of
+from .files import BLOCK, Output, OutputFile
+
+INDEX_SUFFIX = ".index.json"
+
+
+def open_without_manifest(path: Path) -> Output:
+    """Another tool's files, or ours whose manifest is gone. CheckpointError if they cannot be read."""
+    with open_checkpoint(path, format="safetensors") as checkpoint:
+        names = [file.name for file in checkpoint.files]
+        folder = checkpoint.root
+    output = Output(folder)
+    for name in names:
+        file = OutputFile(folder, name, SAFETENSORS)
+        output.add(file, file.tensors)
+        _open_officially(output, name, {key: spec for key, (spec, _) in output.files[name].tensors.items()})
+    return output
+
+
+def open_by_manifest(folder: Path, expected: Expected, container: Container) -> Output:
+    """Every file that the manifest lists: there, of the right size, with the right header and the right tensors."""
+    output = Output(folder)
+    output.problems += expected.findings
+    specs: dict[str, dict[str, TensorSpec]] = {}
+    for key, tensor in expected.tensors.items():
+        specs.setdefault(tensor.file, {})[key] = tensor.spec
+    for name, entry in expected.files.items():
+        if not _is_there(output, name, entry):
+            continue
+        if name in specs or "header_crc32" in entry:
+            _open_weights(output, name, entry.get("header_crc32"), specs.get(name, {}), container)
+        else:
+            _check_side_file(output, name, entry.get("crc32"), expected)
+    return output
+
+
+def _is_there(output: Output, name: str, entry: Mapping[str, Any]) -> bool:
+    try:
+        status = (output.folder / name).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        output.problem(name, "is missing; the manifest lists it")
+        return False
+    except (OSError, ValueError) as error:
+        output.problem(name, f"cannot be opened ({reason_of(error)})")
+        return False
+    if not stat.S_ISREG(status.st_mode):
+        output.problem(name, "is not a regular file; the manifest lists it")
+        return False
+    output.sizes[name] = status.st_size
+    if status.st_size != entry.get("size", status.st_size):
+        output.problem(name, f"has {status.st_size} bytes, the manifest says {entry['size']}")
+        return False
+    return True
+
+
+def _open_weights(
+    output: Output, name: str, header_crc32: object, specs: Mapping[str, TensorSpec], container: Container
+) -> None:
+    try:
+        file = OutputFile(output.folder, name, container)
+        output.add(file, specs)
+        header = f"{file.header_crc32():08x}"
+    except CheckpointError as error:
+        for problem in error.problems:
+            output.problem(name, problem.removeprefix(f"{shown(output.folder / name)}: "))
+        return
+    output.checksums += 1
+    if header_crc32 is not None and header != header_crc32:
+        output.problem(name, "the header's checksum differs; it was changed after it was written")
+    if container is SAFETENSORS:
+        _open_officially(output, name, specs)
+    else:
+        _compare_specs(output, name, {key: spec for key, (spec, _) in file.tensors.items()}, specs)
+
+
+def _open_officially(output: Output, name: str, specs: Mapping[str, TensorSpec]) -> None:
+    """As the safetensors library sees it."""
+    found = {}
+    try:
+        with safe_open(str(output.folder / name), framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                tensor = file.get_slice(key)
+                found[key] = TensorSpec(tensor.get_dtype(), tuple(tensor.get_shape()))
+    except (SafetensorError, OSError, ValueError) as error:
+        output.problem(name, f"the safetensors library does not open it: {error}")
+        return
+    _compare_specs(output, name, found, specs)
+
+
+def _compare_specs(output: Output, name: str, found: Mapping[str, TensorSpec], specs: Mapping[str, TensorSpec]) -> None:
+    for key in sorted(set(found) | set(specs)):
+        if key not in found:
+            output.problem(name, "is missing", key)
+        elif key not in specs:
+            output.problem(name, "is not in the manifest", key)
+        elif found[key] != specs[key]:
+            output.problem(name, f"is {found[key]}, the manifest says {specs[key]}", key)
+
+
+def _check_side_file(output: Output, name: str, crc32: object, expected: Expected) -> None:
+    path = output.folder / name
+    sums = 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                sums = zlib.crc32(block, sums)
+    except OSError as error:
+        output.problem(name, f"cannot be read ({reason_of(error)})")
+        return
+    output.checksums += 1
+    if crc32 is not None and f"{sums:08x}" != crc32:
+        output.problem(name, "its checksum differs; it was changed after it was written")
+    elif name.endswith(INDEX_SUFFIX) and "/" not in name:
+        _check_index(output, name, path, expected)
+
+
+def _check_index(output: Output, name: str, path: Path, expected: Expected) -> None:
+    try:
+        index = read_index(path)
+    except CheckpointError as error:
+        output.problem(name, "; ".join(error.problems))
+        return
+    for key in sorted(set(index) ^ set(expected.tensors)):
+        output.problem(name, "is in the index alone" if key in index else "is not in the index", key)
+    for key in sorted(set(index) & set(expected.tensors)):
+        file = expected.tensors[key].file
+        if index[key] != file:
+            output.problem(name, f"is in {file}, the index says {index[key]}", key)

@@ -1,0 +1,86 @@
+"""Check an output: its files against the manifest, and its weights, as the runtime sees them, against their source."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from ..api.interfaces import Container
+from ..containers.safetensors import SAFETENSORS
+from ..engine.memory import keep_freed_memory
+from ..engine.worker_pool import Progress
+from ..errors import CheckpointError, shown
+from ..planning.file_layout import container_of
+from ..plugins.attribution import attribute_errors
+from ..plugins.registry import Registry, load_plugins
+from .beside import look_beside
+from .expected import Expected, find_manifest, read_manifest
+from .files import Output
+from .opened import OpenedOutput
+from .result import Copied, Problem, Structure, Verification, WeightReport, Worst
+from .runner import Run
+from .structure import open_by_manifest, open_without_manifest
+
+__all__ = ["Copied", "Problem", "Structure", "Verification", "WeightReport", "Worst", "verify"]
+
+
+def verify(
+    output: str | os.PathLike[str],
+    against: str | os.PathLike[str] | None = None,
+    *,
+    registry: Registry | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Verification:
+    """What is wrong with an output, as a report. Nothing is written.
+
+    ``report.status`` is ``ok`` if everything that the manifest lists is there and right and no unfinished conversion of
+    that name lies beside; without a manifest it is ``structure only``, or ``ok`` where all of it equals its source.
+
+    output: a folder, one of its files, or a manifest. Every file, name, dtype, shape and checksum is compared with the
+    manifest, and every quantized weight is read as the runtime reads it. against: the checkpoint it was made of; then
+    each weight's error is measured, and what was copied must equal its source. progress: called from this thread.
+    Raises VerificationError if it is not clear what to check; what is found to be wrong is in the report.
+    """
+    started = time.monotonic()
+    path = Path(output)
+    registry = registry or load_plugins()
+    manifest = find_manifest(path)
+    empty = Verification(
+        str(output), str(manifest) if manifest else None, str(against) if against is not None else None
+    )
+    keep_freed_memory()
+    with ExitStack() as stack:
+        try:
+            expected = read_manifest(manifest) if manifest else None
+            files = stack.enter_context(_open(path, manifest, expected, registry))
+        except CheckpointError as error:
+            file = manifest.name if manifest else path.name
+            prefix = f"{shown(manifest or path)}: "
+            problems = tuple(Problem(file, "", problem.removeprefix(prefix)) for problem in error.problems)
+            return replace(empty, problems=problems, seconds=time.monotonic() - started)
+        stack.enter_context(attribute_errors(registry))
+        opened = OpenedOutput(files, expected, registry)
+        source = opened.open_source(against, stack) if against is not None else None
+        found = Run(opened, source, progress).run()
+    return replace(
+        found,
+        output=empty.output,
+        manifest=empty.manifest,
+        against=empty.against,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _open(path: Path, manifest: Path | None, expected: Expected | None, registry: Registry) -> Output:
+    if manifest is None or expected is None:
+        container: Container = SAFETENSORS
+        output = open_without_manifest(path)
+    else:
+        container = container_of(registry.targets[expected.target]())
+        output = open_by_manifest(manifest.parent, expected, container)
+    look_beside(output, manifest, container.suffix)
+    return output

@@ -1,0 +1,118 @@
+"""The pages "Recipe keys", read off the dataclasses of a recipe: ``python docs/recipe_keys.py`` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from converter_core.recipe.schema import describe, hints
+from converter_core.recipe.values import Recipe
+
+DOCS = Path(__file__).parent
+FLAGS: Mapping[str, str] = {
+    "source.path": "--source",
+    "source.type": "--model-type",
+    "quantization.method": "--linear-type",
+    "output.path": "--output",
+    "output.name": "--output-name",
+    "output.copy_metadata": "--copy-no-weight-files",
+    "target.layout": "--single-file, --save-by-block",
+    "target.chunk_size": "--chunk-size",
+    "target.dtype": "--non-linear-dtype",
+    "performance.parallel": "--parallel, --no-parallel",
+    "performance.device": "--device",
+}
+VALUES: Mapping[str, str] = {
+    "source.path": "a path",
+    "output.path": "a path",
+    "output.name": "the name of a file",
+    "performance.num_workers": "a whole number from 1 to 4 x cores",
+    "performance.max_memory": "a size such as 1GiB",
+    "quantization.rules[].match": "a glob of at most 512 characters",
+    "performance.executor": "threads",
+}
+TEXTS = {
+    "recipe.md": (
+        "# Recipe keys",
+        "Every key of a recipe. `--set key=value` sets one and wins over the file; a list is given whole.",
+        "| key | values | default | flag |",
+        "required",
+        [
+            "`outputs` stands in place of the top-level `quantization`, `output` and `target`, and gives each output "
+            "sections of its own; two outputs cannot share a folder.",
+            "`per_channel: true` and `symmetric: true` are taken by every method; `false` only where a method has it.",
+            "`parallel: false` and more than one worker contradict each other: given in one place they are refused; "
+            "otherwise a flag or `--set` wins over the file.",
+            "`source.options` needs `source.type`. `options` are those of the plugin.",
+        ],
+    ),
+    "zh/recipe.md": (
+        "# 配方的键",
+        "配方中的所有键。`--set key=value` 设置一个键，并优先于文件；列表要整个给出。",
+        "| 键 | 取值 | 默认值 | 命令行参数 |",
+        "必填",
+        [
+            "`outputs` 代替顶层的 `quantization`、`output` 和 `target`，每个输出有自己的这三节；"
+            "两个输出不能用同一个目录。",
+            "所有方法都接受 `per_channel: true` 和 `symmetric: true`；只有具有该选项的方法才接受 `false`。",
+            "`parallel: false` 与多个 worker 互相矛盾：写在同一处会被拒绝；否则命令行参数或 `--set` 优先于文件。",
+            "`source.options` 需要 `source.type`。`options` 是插件自己的选项。",
+        ],
+    ),
+}
+CHINESE: Mapping[str, str] = {
+    "true or false": "true 或 false",
+    "a path": "路径",
+    "the name of a file": "文件名",
+    "text": "文本",
+    "a mapping": "映射",
+    "a whole number or text": "整数或文本",
+    "a whole number from 1 to 4 x cores": "1 到 4 x 核数的整数",
+    "a size such as 1GiB": "大小，如 1GiB",
+    "a glob of at most 512 characters": "通配符，最多 512 个字符",
+}
+
+
+def keys(cls: Any, path: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
+    """Every key that has a value of its own, with its field and its type."""
+    for field in fields(cls):
+        if field.metadata.get("internal"):
+            continue
+        hint, key = hints(cls)[field.name], path + field.name
+        items = [one for one in get_args(hint) if is_dataclass(one)]
+        if is_dataclass(hint):
+            yield from keys(hint, f"{key}.")
+        elif items:
+            yield from keys(items[0], f"{key}[].")
+        else:
+            yield key, field, hint
+
+
+def page(name: str) -> str:
+    title, intro, head, required, remarks = TEXTS[name]
+    lines = [title, "", intro, "", head, "|---|---|---|---|"]
+    for key, field, hint in keys(Recipe):
+        if key.startswith("outputs[]."):
+            continue
+        values = VALUES.get(key) or describe(hint)
+        shown = CHINESE.get(values, values.replace(" or ", " 或 ")) if name.startswith("zh/") else values
+        flags = ", ".join(f"`{flag}`" for flag in FLAGS.get(key, "").split(", ") if flag)
+        lines.append(f"| `{key}` | {shown} | {default(field, required)} | {flags} |")
+    lines += ["", *(f"* {remark}" for remark in remarks), ""]
+    return "\n".join(lines)
+
+
+def default(field: Field[Any], required: str) -> str:
+    if field.default is MISSING and field.default_factory is MISSING:
+        return required
+    value = field.default
+    if value is MISSING or value is None or value == ():
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+if __name__ == "__main__":
+    for name in TEXTS:
+        (DOCS / name).write_text(page(name), encoding="utf-8")

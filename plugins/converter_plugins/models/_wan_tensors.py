@@ -1,0 +1,209 @@
+"""What a checkpoint holds of a Wan transformer, and what is wrong with it.
+
+The structure is read off the tensors themselves: every tensor votes for the dimensions that its shape shows, so one
+odd tensor neither hides nor shifts the blame to the others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from converter_core.api.values import FLOATING, TensorSpec
+
+from ._wan_inventory import BLOCK, FUSER, INJECTOR, OUTSIDE, STACKS, VACE, VARIANTS, Row, Structure, length, split
+from ._wan_names import Known, bare, is_companion, is_foreign, parse, rename
+
+SHOWN = 4
+"""Tensors that a message names before it only counts."""
+
+
+class WanTensors:
+    """known: the keys of the inventory. extra: the others, without those that quantization adds to a weight.
+
+    foreign: keys of other models in the same file (VAE, text encoder). dims: what could be read off the shapes; a
+    dimension that no tensor shows is absent. stacks: the numbers of the blocks there are of each.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorSpec]) -> None:
+        parsed = {key: parse(key) for key in tensors}
+        self.tensors = tensors
+        self.known: dict[str, Known] = {key: known for key, known in parsed.items() if known is not None}
+        self.prefix = _most(known.prefix for known in self.known.values()) or ""
+        self.foreign = [key for key, known in parsed.items() if known is None and is_foreign(key, self.prefix)]
+        others = set(self.foreign)
+        beyond = [key for key, known in parsed.items() if known is None and key not in others]
+        self.extra = [key for key in beyond if not is_companion(key)]
+        self.keys: dict[str, list[str]] = defaultdict(list)
+        for key, found in parsed.items():
+            if key not in others:
+                self.keys[found.name if found else bare(key)].append(key)
+        self.dims = _vote(self.known, tensors)
+        self.stacks = {stack: _numbers(self.known.values(), stack) for stack in STACKS}
+        self.num_layers = self.layers(BLOCK)
+        branches = {known.row.branch for known in self.known.values()}
+        self.flf = "flf" in branches
+        self.image = self.flf or "image" in branches
+        self.vace = "vace" in branches
+        self.key_format = _most(known.key_format for known in self.known.values() if known.key_format) or "original"
+
+    def layers(self, stack: str) -> int:
+        return self.stacks[stack][-1] + 1 if self.stacks[stack] else 0
+
+    @property
+    def is_wan(self) -> bool:
+        """A modulation table, and what it modulates: together they occur in no other model of these key formats."""
+        rows = {known.row.name for known in self.known.values()}
+        return any(name.endswith("modulation") for name in rows) and bool(
+            rows & {"patch_embedding.weight", "blocks.{}.self_attn.q.weight"}
+        )
+
+    def variant(self) -> str:
+        return next((name for name, structure in VARIANTS.items() if self._is(structure)), "unknown")
+
+    def _is(self, structure: Structure) -> bool:
+        stacks = {
+            BLOCK: structure.num_layers,
+            VACE: structure.vace_layers,
+            FUSER: structure.fuser_layers,
+            INJECTOR: structure.injector_layers,
+        }
+        return (
+            all(self.dims.get(dim) == getattr(structure, dim) for dim in ("dim", "ffn_dim", "in_dim"))
+            and (self.image, self.flf) == (structure.image, structure.flf)
+            and all(self.layers(stack) == layers for stack, layers in stacks.items())
+        )
+
+    def problems(self) -> Iterator[str]:
+        yield from self._twice()
+        yield from self._missing()
+        yield from self._misshapen()
+
+    def spell(self, name: str) -> str:
+        """An original name as this checkpoint would spell it."""
+        return self.prefix + rename(name, self.key_format)
+
+    def _expected(self, rows: Iterable[Row]) -> Iterator[Row]:
+        branches = {"": True, "image": self.image, "flf": self.flf, "vace": self.vace}
+        return (row for row in rows if branches[row.branch])
+
+    def _twice(self) -> Iterator[str]:
+        twice = [f"{name} (as {' and as '.join(keys)})" for name, keys in self.keys.items() if len(keys) > 1]
+        if twice:
+            yield (
+                f"{_tensors(len(twice))} there more than once, in different spellings: {_some(twice)}; "
+                "keep only one of the files"
+            )
+
+    def _missing(self) -> Iterator[str]:
+        outside = [row.name for row in self._expected(OUTSIDE) if row.name not in self.keys]
+        if outside:
+            names = [self.spell(name) for name in outside]
+            yield f"missing {_tensors(len(names))} outside the blocks: {_some(names)}; is a shard missing?"
+        if not self.stacks[BLOCK]:
+            yield f"there is no block at all (no {self.spell('blocks.0.self_attn.q.weight')}); is a shard missing?"
+        if self.vace and not self.stacks[VACE]:
+            yield f"there is no VACE block at all (no {self.spell('vace_blocks.0.modulation')}); is a shard missing?"
+        for stack, blocks in self.stacks.items():
+            yield from self._holes(stack, blocks)
+            yield from self._lacking(stack, blocks)
+
+    def _holes(self, stack: str, blocks: Sequence[int]) -> Iterator[str]:
+        holes = [
+            (before + 1, after - 1) for before, after in zip([-1, *blocks], blocks, strict=False) if after - before > 1
+        ]
+        if holes:
+            yield (
+                f"missing every tensor of {_blocks(holes, stack)}, while there are blocks up to {blocks[-1]}; "
+                "is a shard missing?"
+            )
+
+    def _lacking(self, stack: str, blocks: Sequence[int]) -> Iterator[str]:
+        rows = list(self._expected(STACKS[stack]))
+        lacking: dict[tuple[Row, ...], list[int]] = defaultdict(list)
+        for block in blocks:
+            wanted = (row for row in rows if not (row.only_first and block))
+            lacking[tuple(row for row in wanted if row.name.format(block) not in self.keys)].append(block)
+        for absent, where in lacking.items():
+            if absent:
+                names = [self.spell(row.name.format(where[0])) for row in absent]
+                each = "each of " if len(where) > 1 else ""
+                count = sum(not (row.only_first and where[0]) for row in rows)
+                yield (
+                    f"missing {len(absent)} of the {_tensors(count)} of {each}{_blocks(_runs(where), stack)}: "
+                    f"{_some(names)}; is a shard missing?"
+                )
+
+    def _misshapen(self) -> Iterator[str]:
+        wrong = []
+        for key, known in self.known.items():
+            spec = self.tensors[key]
+            # a quantized weight may be packed: several elements to a byte
+            if spec.dtype in FLOATING and not _fits(spec.shape, known.row, self.dims):
+                expected = ", ".join(str(_shown(axis, self.dims)) for axis in known.row.shape)
+                wrong.append(f"{key} has the shape {list(spec.shape)}, expected [{expected}]")
+        yield from wrong[: 2 * SHOWN]
+        if len(wrong) > 2 * SHOWN:
+            yield f"{len(wrong) - 2 * SHOWN} more tensors have an unexpected shape"
+
+
+def _numbers(known: Iterable[Known], stack: str) -> list[int]:
+    return sorted({int(found.block) for found in known if found.block and found.row.name.startswith(stack)})
+
+
+def _vote(known: Mapping[str, Known], tensors: Mapping[str, TensorSpec]) -> dict[str, int]:
+    votes: dict[str, Counter[int]] = defaultdict(Counter)
+    for key, found in known.items():
+        shape = tensors[key].shape
+        if len(shape) != len(found.row.shape):
+            continue
+        for axis, size in zip(found.row.shape, shape, strict=True):
+            if isinstance(axis, str):
+                factor, dimension = split(axis)
+                if size % factor == 0:
+                    votes[dimension][size // factor] += 1
+    return {dimension: counter.most_common(1)[0][0] for dimension, counter in votes.items()}
+
+
+def _fits(shape: Sequence[int], row: Row, dims: Mapping[str, int]) -> bool:
+    return len(shape) == len(row.shape) and all(
+        size == _shown(axis, dims) for axis, size in zip(row.shape, shape, strict=True)
+    )
+
+
+def _shown(axis: int | str, dims: Mapping[str, int]) -> int | str:
+    try:
+        return length(axis, dims)
+    except KeyError:
+        return axis
+
+
+def _most(values: Iterable[str]) -> str | None:
+    ranked = Counter(values).most_common(1)
+    return ranked[0][0] if ranked else None
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def _blocks(runs: Sequence[tuple[int, int]], stack: str) -> str:
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    single = len(runs) == 1 and runs[0][0] == runs[0][1]
+    of = "" if stack == BLOCK else f" of {stack.partition('.{}')[0]}"
+    return f"block {text}{of}" if single else f"blocks {text}{of}"
+
+
+def _tensors(count: int) -> str:
+    return "1 tensor" if count == 1 else f"{count} tensors"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
