@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ from converter_core.api.tensors import raw
 from converter_core.checkpoint.synthetic import write_headers_only, write_synthetic
 from converter_core.engine.convert import convert
 from converter_core.errors import ConverterError, PlanError
-from converter_core.planning import resources as devices
 from converter_core.planning.planner import make_plan
 from converter_plugins.models.wan_dit import VARIANTS, WanDit
 
