@@ -15,10 +15,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api.containers import Container
     from .api.contexts import ModelFacts, SourceTensors, WeightContext
+    from .api.devices import DeviceBackend, DeviceStream
     from .api.formats import UNQUANTIZED, QuantFormat
     from .api.hookspecs import hookimpl
-    from .api.interfaces import Container, DeviceBackend, DeviceStream, LayoutWriter, ModelAdapter, Quantizer, Target
+    from .api.layouts import LayoutWriter
+    from .api.models import ModelAdapter
+    from .api.quantizers import Quantizer
+    from .api.targets import Target
     from .api.values import (
         Extras,
         FileLayout,
@@ -133,15 +138,12 @@ _HOME = {
     "api.formats": ("UNQUANTIZED", "QuantFormat"),
     "api.hookspecs": ("hookimpl",),
     "inspection": ("Inspection", "inspect"),
-    "api.interfaces": (
-        "Container",
-        "DeviceBackend",
-        "DeviceStream",
-        "LayoutWriter",
-        "ModelAdapter",
-        "Quantizer",
-        "Target",
-    ),
+    "api.containers": ("Container",),
+    "api.devices": ("DeviceBackend", "DeviceStream"),
+    "api.layouts": ("LayoutWriter",),
+    "api.models": ("ModelAdapter",),
+    "api.quantizers": ("Quantizer",),
+    "api.targets": ("Target",),
     "planning.plan": ("Plan",),
     "planning.planner": ("make_plan",),
     "recipe.load": (

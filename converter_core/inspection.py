@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .api.interfaces import ModelAdapter
+from .api.models import ModelAdapter
 from .api.values import Stored
 from .checkpoint.files import Checkpoint, NothingKnown, open_checkpoint
 from .planning import provenance, transcode

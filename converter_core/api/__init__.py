@@ -1,1 +1,154 @@
-"""What a plugin may import, and all that it needs."""
+"""What a plugin imports, and all that it needs: hooks, interfaces, values, errors, the loader of compiled loops.
+
+Names are imported when they are first asked for: what reads hooks need not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..errors import (
+        CheckpointError,
+        ConversionError,
+        ConverterError,
+        PlanError,
+        PluginError,
+        RecipeError,
+        Refused,
+        VerificationError,
+        unknown,
+    )
+    from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
+    from ..sizes import parse_bytes
+    from .containers import Container
+    from .contexts import ModelFacts, SourceTensors, WeightContext
+    from .devices import DeviceBackend, DeviceStream
+    from .formats import UNQUANTIZED, QuantFormat
+    from .hookspecs import hookimpl
+    from .layouts import LayoutWriter
+    from .models import ModelAdapter
+    from .quantizers import Quantizer
+    from .targets import Target
+    from .tensors import spec_of
+    from .values import (
+        FLOATING,
+        Extras,
+        FileLayout,
+        OutputTensor,
+        Parts,
+        PlannedWeight,
+        Stored,
+        SyntheticCheckpoint,
+        TensorRef,
+        TensorSpec,
+        WeightInfo,
+    )
+
+__all__ = [
+    "FLOATING",
+    "KERNEL_DTYPES",
+    "UNQUANTIZED",
+    "CheckpointError",
+    "Container",
+    "ConversionError",
+    "ConverterError",
+    "DeviceBackend",
+    "DeviceStream",
+    "Extras",
+    "FileLayout",
+    "LayoutWriter",
+    "ModelAdapter",
+    "ModelFacts",
+    "OutputTensor",
+    "Parts",
+    "PlanError",
+    "PlannedWeight",
+    "PluginError",
+    "QuantFormat",
+    "Quantizer",
+    "RecipeError",
+    "Refused",
+    "SourceTensors",
+    "Stored",
+    "SyntheticCheckpoint",
+    "Target",
+    "TensorRef",
+    "TensorSpec",
+    "VerificationError",
+    "WeightContext",
+    "WeightInfo",
+    "hookimpl",
+    "kernels_suit",
+    "load_kernels",
+    "parse_bytes",
+    "spec_of",
+    "unknown",
+]
+
+_HOME = {
+    "..errors": (
+        "CheckpointError",
+        "ConversionError",
+        "ConverterError",
+        "PlanError",
+        "PluginError",
+        "RecipeError",
+        "Refused",
+        "VerificationError",
+        "unknown",
+    ),
+    "..native.loader": (
+        "KERNEL_DTYPES",
+        "load_kernels",
+        "kernels_suit",
+    ),
+    "..sizes": ("parse_bytes",),
+    ".containers": ("Container",),
+    ".contexts": (
+        "ModelFacts",
+        "SourceTensors",
+        "WeightContext",
+    ),
+    ".devices": (
+        "DeviceBackend",
+        "DeviceStream",
+    ),
+    ".formats": (
+        "QuantFormat",
+        "UNQUANTIZED",
+    ),
+    ".hookspecs": ("hookimpl",),
+    ".layouts": ("LayoutWriter",),
+    ".models": ("ModelAdapter",),
+    ".quantizers": ("Quantizer",),
+    ".targets": ("Target",),
+    ".tensors": ("spec_of",),
+    ".values": (
+        "Extras",
+        "FLOATING",
+        "FileLayout",
+        "OutputTensor",
+        "Parts",
+        "PlannedWeight",
+        "Stored",
+        "SyntheticCheckpoint",
+        "TensorRef",
+        "TensorSpec",
+        "WeightInfo",
+    ),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULE[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from .interfaces import DeviceBackend, LayoutWriter, ModelAdapter, Quantizer, Target
+    from .devices import DeviceBackend
+    from .layouts import LayoutWriter
+    from .models import ModelAdapter
+    from .quantizers import Quantizer
+    from .targets import Target
 
 PROJECT = "converter_core"
 DISTRIBUTION = "model-converter"

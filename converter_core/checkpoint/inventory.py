@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from ..api.contexts import SourceTensors
-from ..api.interfaces import ModelAdapter
+from ..api.models import ModelAdapter
 from ..api.values import BASE, TensorRef, TensorSpec, WeightInfo
 from ..errors import PluginError, shown
 

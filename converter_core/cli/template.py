@@ -13,7 +13,8 @@ from .describe import in_yaml, remarks, summary
 from .schemes import runs_on, target_for
 
 if TYPE_CHECKING:
-    from ..api.interfaces import DeviceBackend, Quantizer
+    from ..api.devices import DeviceBackend
+    from ..api.quantizers import Quantizer
     from ..plugins.registry import Catalogue, Registry
 
 EXAMPLES: Mapping[str, str] = {"activation_absmax": "calib.pt"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..api.interfaces import DeviceStream
+from ..api.devices import DeviceStream
 from ..errors import ConversionError, ConverterError, PlanError
 from ..output import state as output_folder
 from ..output.manifest import manifest_name

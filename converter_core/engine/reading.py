@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..api.interfaces import DeviceStream
+from ..api.devices import DeviceStream
 from ..api.tensors import raw, typed
 from ..api.values import TensorSpec
 from ..planning.jobs import BoundTensor

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..api.contexts import WeightContext
-from ..api.interfaces import DeviceStream, ModelAdapter
+from ..api.devices import DeviceStream
+from ..api.models import ModelAdapter
 from ..api.tensors import dtype_name, raw, torch_dtype
 from ..api.values import OutputTensor
 from ..errors import ConversionError

@@ -23,7 +23,7 @@ from torch import Tensor
 
 VARIABLE = "CONVERTER_PURE_TORCH"
 
-DTYPES: Mapping[torch.dtype, int] = MappingProxyType({torch.bfloat16: 0, torch.float16: 1, torch.float32: 2})
+KERNEL_DTYPES: Mapping[torch.dtype, int] = MappingProxyType({torch.bfloat16: 0, torch.float16: 1, torch.float32: 2})
 """The number by which ``compiled.h`` knows a dtype."""
 
 
@@ -31,7 +31,7 @@ ABI = 2
 """``converter_abi`` of ``compiled.h``. Both change with the arguments or the meaning of any kernel."""
 
 
-def load(beside: str, name: str, **functions: Sequence[Any]) -> ctypes.CDLL | None:
+def load_kernels(beside: str, name: str, **functions: Sequence[Any]) -> ctypes.CDLL | None:
     """The library ``name`` in the folder of the file ``beside``, None if there is none; function -> argument types.
 
     A library that cannot be used is None as well, with one warning: torch then does its work.
@@ -73,6 +73,6 @@ def _check_length(path: Path) -> None:
             raise ValueError("the file is cut short")
 
 
-def suits(library: ctypes.CDLL | None, tensor: Tensor) -> bool:
+def kernels_suit(library: ctypes.CDLL | None, tensor: Tensor) -> bool:
     """Whether a library is there for a tensor."""
     return library is not None and tensor.device.type == "cpu"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..api.interfaces import ModelAdapter
+from ..api.models import ModelAdapter
 from ..errors import CheckpointError
 from .manifest import SUFFIX as MANIFEST_SUFFIX
 

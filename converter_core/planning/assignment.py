@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 
-from ..api.interfaces import ModelAdapter, Quantizer
+from ..api.models import ModelAdapter
+from ..api.quantizers import Quantizer
 from ..api.values import WeightInfo
 from ..errors import unknown
 from ..plugins.registry import Registry

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..api.contexts import WeightContext
-from ..api.interfaces import Target
+from ..api.targets import Target
 from ..errors import PluginError
 from .passthrough import Passthrough
 

@@ -8,8 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from ..api.containers import Container
 from ..api.hookspecs import DISTRIBUTION
-from ..api.interfaces import Container, LayoutWriter, Target
+from ..api.layouts import LayoutWriter
+from ..api.targets import Target
 from ..api.values import PlannedWeight, TensorSpec
 from ..containers.safetensors import SAFETENSORS
 from ..errors import PluginError

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from ..api.contexts import ModelFacts, WeightContext
 from ..api.formats import UNQUANTIZED
-from ..api.interfaces import ModelAdapter, Quantizer, Target
+from ..api.models import ModelAdapter
+from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..api.tensors import spec_of
 from ..api.values import OutputTensor, PlannedWeight, Stored, TensorRef, TensorSpec, WeightInfo, refs_of
 from ..errors import PluginError, Refused, unknown

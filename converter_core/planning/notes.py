@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..api.formats import UNQUANTIZED
-from ..api.interfaces import Quantizer, Target
+from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..api.values import PlannedWeight, Stored
 from ..output.state import OutputState
 from ..sizes import format_bytes

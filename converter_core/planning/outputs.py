@@ -12,7 +12,10 @@ from typing import Any
 from ..api.contexts import ModelFacts, SourceTensors
 from ..api.formats import UNQUANTIZED
 from ..api.hookspecs import DISTRIBUTION
-from ..api.interfaces import LayoutWriter, ModelAdapter, Quantizer, Target
+from ..api.layouts import LayoutWriter
+from ..api.models import ModelAdapter
+from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..api.tensors import spec_of
 from ..api.values import FLOATING, Extras, OutputTensor, Parts, PlannedWeight, TensorSpec, WeightInfo
 from ..errors import CheckpointError, PlanError, PluginError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from ..api.formats import UNQUANTIZED, QuantFormat
-from ..api.interfaces import Quantizer
+from ..api.quantizers import Quantizer
 from ..api.tensors import torch_dtype
 from ..api.values import FLOATING
 

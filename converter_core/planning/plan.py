@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..api.contexts import ModelFacts
-from ..api.interfaces import LayoutWriter, ModelAdapter, Target
+from ..api.layouts import LayoutWriter
+from ..api.models import ModelAdapter
+from ..api.targets import Target
 from ..api.values import Extras, FileLayout, Parts, PlannedWeight
 from ..checkpoint.files import Checkpoint
 from ..output import state as output_folder

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..api.contexts import ModelFacts, SourceTensors
-from ..api.interfaces import ModelAdapter
+from ..api.models import ModelAdapter
 from ..api.tensors import raw, typed
 from ..checkpoint.files import Checkpoint, open_checkpoint
 from ..checkpoint.inventory import inventory, skipped_tensors

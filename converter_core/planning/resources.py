@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..api.interfaces import DeviceBackend
+from ..api.devices import DeviceBackend
 from ..errors import RecipeError
 from ..plugins.registry import Registry
 from ..recipe.check import cores

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..api.interfaces import ModelAdapter, Quantizer
+from ..api.models import ModelAdapter
+from ..api.quantizers import Quantizer
 from ..api.tensors import dtype_name, in_words, same, spec_of, torch_dtype
 from ..api.values import FLOATING, TensorSpec
 from ..errors import PluginError, Refused
@@ -311,7 +312,7 @@ class _DryRun:
 
 
 def common_row_block(*blocks: int | None) -> int | None:
-    """The least number of rows that suits all; None if one of them wants whole weights."""
+    """The least number of rows that kernels_suit all; None if one of them wants whole weights."""
     return math.lcm(*(block for block in blocks if block)) if all(blocks) else None
 
 

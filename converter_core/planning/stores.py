@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..api.interfaces import ModelAdapter, Quantizer
+from ..api.models import ModelAdapter
+from ..api.quantizers import Quantizer
 from ..api.values import BASE, TensorSpec
 from ..checkpoint.files import Checkpoint
 from ..errors import PluginError, unknown

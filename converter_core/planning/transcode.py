@@ -10,7 +10,8 @@ import torch
 
 from ..api.contexts import SourceTensors, WeightContext
 from ..api.formats import QuantFormat
-from ..api.interfaces import Quantizer, Target
+from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..api.tensors import torch_dtype
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..plugins.attribution import call_each

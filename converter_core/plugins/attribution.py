@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ..api.hookspecs import DISTRIBUTION
-from ..api.interfaces import ModelAdapter, Target
+from ..api.models import ModelAdapter
+from ..api.targets import Target
 from ..errors import ConverterError, PluginError, shown
 from .registry import Registry
 

@@ -16,8 +16,12 @@ from typing import Any, Generic, TypeVar
 import pluggy
 
 from ..api import hookspecs
+from ..api.devices import DeviceBackend
 from ..api.hookspecs import PROJECT
-from ..api.interfaces import DeviceBackend, LayoutWriter, ModelAdapter, Quantizer, Target
+from ..api.layouts import LayoutWriter
+from ..api.models import ModelAdapter
+from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..errors import PluginError, unknown
 from .validation import KINDS, unfit
 from .validation import options_of as options_of

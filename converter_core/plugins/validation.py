@@ -7,7 +7,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-from ..api.interfaces import DeviceBackend, LayoutWriter, ModelAdapter, Quantizer, Target
+from ..api.devices import DeviceBackend
+from ..api.layouts import LayoutWriter
+from ..api.models import ModelAdapter
+from ..api.quantizers import Quantizer
+from ..api.targets import Target
 
 KINDS: Mapping[str, tuple[str, type]] = {
     "model": ("converter_models", ModelAdapter),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..api.interfaces import Quantizer
+from ..api.quantizers import Quantizer
 from ..errors import PluginError, nearest, unknown
 from ..plugins.registry import Catalogue, Registry, options_of
 from .options import try_plugin

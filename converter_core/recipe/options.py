@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-from ..api.interfaces import Quantizer
+from ..api.quantizers import Quantizer
 from ..errors import Refused, unknown
 from ..plugins.registry import options_of
 from .schema import Problem, join, read_options, show

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from ..api.interfaces import DeviceBackend, DeviceStream
+from ..api.devices import DeviceBackend, DeviceStream
 from ..api.tensors import raw, same
 from .options import check_class
 from .samples import OneThread

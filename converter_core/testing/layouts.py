@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..api.formats import QuantFormat
-from ..api.interfaces import LayoutWriter
+from ..api.layouts import LayoutWriter
 from ..api.values import OutputTensor, PlannedWeight, TensorSpec, WeightInfo
 from .options import check_class, check_options
 

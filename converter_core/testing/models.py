@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from ..api.contexts import SourceTensors, WeightContext
-from ..api.interfaces import ModelAdapter
+from ..api.models import ModelAdapter
 from ..api.tensors import same, spec_of
 from ..api.values import BASE, TensorRef, TensorSpec, WeightInfo, refs_of
 from .options import check_class

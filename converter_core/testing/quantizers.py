@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..api.interfaces import Quantizer
+from ..api.quantizers import Quantizer
 from ..api.tensors import same, spec_of
 from ..api.values import TensorRef, TensorSpec, WeightInfo
 from ..errors import PluginError, Refused
@@ -18,7 +18,7 @@ from ..plugins.registry import load_plugins
 from .options import check_class, check_options
 from .samples import (
     CASES,
-    DTYPES,
+    KERNEL_DTYPES,
     BareTarget,
     OneThread,
     copies,
@@ -50,7 +50,7 @@ class QuantizerConformance(OneThread):
 
     quantizer: Quantizer
     shapes: ClassVar[Sequence[tuple[int, ...]]] = ((7, 128), (1, 128), (130, 256))
-    dtypes: ClassVar[Sequence[str]] = DTYPES
+    dtypes: ClassVar[Sequence[str]] = KERNEL_DTYPES
     weight: ClassVar[WeightInfo] = WeightInfo("blocks.0.ffn.0.weight", {"weight": TensorRef("w")}, "linear", "ffn", "0")
     most_error: ClassVar[float] = 1.0
 

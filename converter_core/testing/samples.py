@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..api.contexts import SourceTensors, WeightContext
-from ..api.interfaces import ModelAdapter, Quantizer, Target
+from ..api.models import ModelAdapter
+from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..api.tensors import in_words, same, spec_of, torch_dtype
 from ..api.values import TensorRef, TensorSpec, WeightInfo
 from ..planning.encoding import Encoding
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 CASES = ("ordinary", "one outlier", "zero rows", "one sign", "zeros")
 """What weights are made for tests: gaussian rows of different scale, and that with something rare in it."""
 
-DTYPES = ("BF16", "F16", "F32")
+KERNEL_DTYPES = ("BF16", "F16", "F32")
 
 
 def sample_weight(shape: Sequence[int], dtype: str = "BF16", case: str = "ordinary") -> Tensor:

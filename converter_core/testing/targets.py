@@ -13,7 +13,8 @@ import torch
 
 from ..api.contexts import ModelFacts, SourceTensors, WeightContext
 from ..api.formats import UNQUANTIZED, QuantFormat
-from ..api.interfaces import Quantizer, Target
+from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..api.tensors import same, spec_of
 from ..api.values import OutputTensor, PlannedWeight, TensorRef, TensorSpec, WeightInfo
 from ..errors import Refused

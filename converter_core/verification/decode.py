@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..api.contexts import SourceTensors, WeightContext
-from ..api.interfaces import ModelAdapter, Quantizer, Target
+from ..api.models import ModelAdapter
+from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..api.tensors import raw, torch_dtype, typed
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..errors import PluginError, Refused

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..native.loader import DTYPES, load, suits
+from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
 from .result import Worst
 
-_library = load(
+_library = load_kernels(
     __file__,
     "_compiled_sums",
     compare=(
@@ -47,7 +47,7 @@ class ErrorStats:
         shape = decoded.shape
         rows = shape[0] if shape else 1
         source, decoded = source.reshape(rows, -1), decoded.reshape(rows, -1)
-        compare = _compared if suits(_library, source) and source.dtype in DTYPES else _compared_by_torch
+        compare = _compared if kernels_suit(_library, source) and source.dtype in KERNEL_DTYPES else _compared_by_torch
         (error, signal, cross), reach = compare(source, decoded)
         self.error += error
         self.signal += signal
@@ -121,7 +121,7 @@ def _compared(source: Tensor, decoded: Tensor) -> tuple[list[float], Tensor]:
     """The sums of e e, s s and s e of e = decoded - source and s = source; the largest magnitude of e in each row."""
     source, decoded = source.contiguous(), decoded.contiguous()
     sums, reach = torch.zeros(3, dtype=torch.float64), torch.empty(decoded.shape[0])
-    arguments = (source.data_ptr(), DTYPES[source.dtype], *decoded.shape, decoded.data_ptr())
+    arguments = (source.data_ptr(), KERNEL_DTYPES[source.dtype], *decoded.shape, decoded.data_ptr())
     _library.compare(*arguments, sums.data_ptr(), reach.data_ptr())  # type: ignore[union-attr]
     return sums.tolist(), reach
 

@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ..api.interfaces import Container
+from ..api.containers import Container
 from ..api.tensors import raw, typed
 from ..api.values import TensorSpec
 from ..errors import CheckpointError, ConverterError, shown

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..api.interfaces import Quantizer, Target
+from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..api.values import TensorRef, TensorSpec, WeightInfo
 from ..engine.memory import Budget
 from ..errors import Refused

@@ -10,7 +10,9 @@ from typing import Any
 
 from ..api.contexts import SourceTensors
 from ..api.formats import UNQUANTIZED
-from ..api.interfaces import ModelAdapter, Quantizer, Target
+from ..api.models import ModelAdapter
+from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..checkpoint.files import NothingKnown, open_checkpoint
 from ..checkpoint.inventory import inventory

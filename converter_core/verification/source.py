@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..api.contexts import SourceTensors, WeightContext
-from ..api.interfaces import ModelAdapter, Target
+from ..api.models import ModelAdapter
+from ..api.targets import Target
 from ..api.tensors import raw, torch_dtype
 from ..api.values import TensorSpec, WeightInfo
 from ..engine.reading import Reader

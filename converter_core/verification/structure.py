@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..api.interfaces import Container
+from ..api.containers import Container
 from ..api.values import TensorSpec
 from ..checkpoint.files import open_checkpoint, read_index
 from ..containers.safetensors import SAFETENSORS

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from ..api.interfaces import Container
+from ..api.containers import Container
 from ..containers.safetensors import SAFETENSORS
 from ..engine.memory import keep_freed_memory
 from ..engine.worker_pool import Progress

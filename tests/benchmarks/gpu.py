@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 from converter_core import convert
-from converter_core.api.interfaces import Quantizer
+from converter_core.api.quantizers import Quantizer
 from converter_core.api.tensors import raw
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 QUANTIZERS: tuple[Quantizer, ...] = (
     Int8(),
     Int8(per_channel=False),
@@ -77,7 +77,7 @@ def quantized(quantizer: Quantizer, weight: torch.Tensor) -> dict[str, torch.Ten
 def differences(device: torch.device) -> list[str]:
     """Parts that the card makes otherwise than the CPU, of every scheme, rule and dtype."""
     found = []
-    for dtype in DTYPES:
+    for dtype in KERNEL_DTYPES:
         weight = samples(dtype, 512)
         for quantizer in QUANTIZERS:
             expected = quantized(quantizer, weight)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import Quantizer
+from converter_core.api.quantizers import Quantizer
 from converter_core.api.tensors import raw
 from converter_core.checkpoint.files import Checkpoint
 from converter_core.checkpoint.synthetic import write_synthetic

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from converter_core.api.interfaces import DeviceBackend
+from converter_core.api.devices import DeviceBackend
 from converter_core.errors import RecipeError
 from converter_core.planning import resources as devices
 from converter_core.plugins.registry import load_plugins

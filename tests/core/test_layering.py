@@ -18,8 +18,8 @@ CORE = Path(__file__).resolve().parents[2] / "converter_core"
 ORDER = [
     "errors",
     "sizes",
-    "api",
     "native",
+    "api",
     "plugins",
     "containers",
     "storage",
@@ -137,11 +137,28 @@ def test_no_file_of_the_core_names_a_plugin() -> None:
     assert found == []
 
 
+def authored() -> Iterator[Path]:
+    """What plugins are made of: ours, the examples, and the scaffold's templates; tests of plugins need more."""
+    for folder in ("plugins", "examples", "converter_core/scaffold"):
+        for path in (CORE.parent / folder).rglob("*.py*"):
+            script = path.name in ("library_use.py",) or (path.parent == CORE / "scaffold" and path.suffix == ".py")
+            if path.suffix in (".py", ".txt") and not path.name.startswith("test_") and not script:
+                yield path
+
+
+def test_a_plugin_imports_one_package_of_the_core() -> None:
+    """What ours import a stranger's can import too."""
+    imports = re.compile(r"^\s*(?:from|import) (converter_core[\w.]*)", re.MULTILINE)
+    used = {(path, module) for path in authored() for module in imports.findall(path.read_text())}
+    assert len(used) > 25
+    assert [(path.relative_to(CORE.parent), module) for path, module in used if module != "converter_core.api"] == []
+
+
 @pytest.mark.parametrize(
     "statement",
     [
         "import converter_core",
-        "import converter_core.api.hookspecs, converter_core.api.interfaces, converter_core.plugins.registry",
+        "import converter_core.api.hookspecs, converter_core.api, converter_core.plugins.registry",
         "import converter_core.cli",
         "from converter_core import Extras, Parts, Quantizer, Refused, Target, WeightInfo, hookimpl",
         "import converter_core.scaffold",

@@ -14,8 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converter_core.api.devices import DeviceBackend
 from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import DeviceBackend, LayoutWriter, ModelAdapter, Quantizer, Target
+from converter_core.api.layouts import LayoutWriter
+from converter_core.api.models import ModelAdapter
+from converter_core.api.quantizers import Quantizer
+from converter_core.api.targets import Target
 from converter_core.errors import RecipeError, Refused
 from converter_core.plugins.registry import Registry, load_plugins
 from converter_core.recipe.load import (

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from converter_core.api.interfaces import Quantizer
+from converter_core.api.quantizers import Quantizer
 from converter_core.checkpoint.synthetic import write_synthetic
 from converter_core.containers.safetensors import SAFETENSORS
 from converter_core.engine.convert import convert

@@ -29,7 +29,7 @@ def test_every_hook_is_documented_and_leads_to_a_page(kind: str) -> None:
     assert page, f"docs/hooks.md says nothing of {hook}"
     text = (ROOT / "docs" / page[1]).read_text()
     assert f"def {hook}():" in text
-    assert f"::: converter_core.api.interfaces.{base.__name__}\n" in text
+    assert f"::: converter_core.api.{base.__name__}\n" in text
 
 
 @pytest.fixture(scope="module")

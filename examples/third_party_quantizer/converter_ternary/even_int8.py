@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from converter_core import Parts, Quantizer, hookimpl
+from converter_core.api import Parts, Quantizer, hookimpl
 from converter_plugins.quantizers.int8 import Int8
 
 INNER = Int8()

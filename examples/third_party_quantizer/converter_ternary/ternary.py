@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from converter_core import Parts, Quantizer, Refused, hookimpl
+from converter_core.api import Parts, Quantizer, Refused, hookimpl
 
 
 @dataclass(frozen=True)

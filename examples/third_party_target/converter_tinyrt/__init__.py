@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from converter_core import (
+from converter_core.api import (
     UNQUANTIZED,
     Extras,
     ModelFacts,

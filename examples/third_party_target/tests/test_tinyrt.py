@@ -1,7 +1,7 @@
 import torch
 from converter_tinyrt import ROWS_OF_INT8, TinyRT
 
-from converter_core import WeightContext, WeightInfo
+from converter_core.api import WeightContext, WeightInfo
 from converter_core.testing import TargetConformance
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from converter_core.api.interfaces import DeviceBackend, DeviceStream
+from converter_core.api import DeviceBackend, DeviceStream
 
 if TYPE_CHECKING:
-    from converter_core.api.values import Parts
+    from converter_core.api import Parts
 
 
 class TorchCudaBackend(DeviceBackend):

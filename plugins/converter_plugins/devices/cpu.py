@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import DeviceBackend, DeviceStream
+from converter_core.api import DeviceBackend, DeviceStream, hookimpl
 
 from ._host_memory import available_memory
 
 if TYPE_CHECKING:
-    from converter_core.api.values import Parts
+    from converter_core.api import Parts
 
 
 class Cpu(DeviceBackend):

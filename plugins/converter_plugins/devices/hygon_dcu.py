@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import DeviceBackend
+from converter_core.api import DeviceBackend, hookimpl
 
 from ._cuda_stream import TorchCudaBackend, cards
 

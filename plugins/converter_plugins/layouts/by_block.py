@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import LayoutWriter
-from converter_core.api.values import PlannedWeight
+from converter_core.api import LayoutWriter, PlannedWeight, hookimpl
 
 
 class ByBlock(LayoutWriter):

@@ -7,11 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import LayoutWriter
-from converter_core.api.values import PlannedWeight
-from converter_core.errors import Refused
-from converter_core.sizes import parse_bytes
+from converter_core.api import LayoutWriter, PlannedWeight, Refused, hookimpl, parse_bytes
 
 
 @dataclass(frozen=True)

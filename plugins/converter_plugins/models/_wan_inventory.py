@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
-from converter_core.api.values import TensorSpec
+from converter_core.api import TensorSpec
 
 BLOCK = "blocks.{}."
 """Stands for ``blocks.0.``, ``blocks.1.`` ... in both key formats."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from converter_core.errors import PluginError, unknown
+from converter_core.api import PluginError, unknown
 
 from ._wan_inventory import BLOCK, ROWS, STACKS, Row
 

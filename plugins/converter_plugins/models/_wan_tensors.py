@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from converter_core.api.values import FLOATING, TensorSpec
+from converter_core.api import FLOATING, TensorSpec
 
 from ._wan_inventory import BLOCK, FUSER, INJECTOR, OUTSIDE, STACKS, VACE, VARIANTS, Row, Structure, length, split
 from ._wan_names import Known, bare, is_companion, is_foreign, parse, rename

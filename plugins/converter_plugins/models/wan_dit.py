@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from converter_core.api.contexts import SourceTensors
-from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import ModelAdapter
-from converter_core.api.values import SyntheticCheckpoint, TensorRef, WeightInfo
+from converter_core.api import ModelAdapter, SourceTensors, SyntheticCheckpoint, TensorRef, WeightInfo, hookimpl
 
 from . import _wan_config, _wan_names
 from ._wan_inventory import FUSER, INJECTOR, VACE, VARIANTS, Structure

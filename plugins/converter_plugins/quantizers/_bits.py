@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from converter_core.errors import Refused
+from converter_core.api import Refused
 
 from . import _loops
 

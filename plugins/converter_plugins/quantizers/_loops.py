@@ -7,12 +7,12 @@ import ctypes
 import torch
 from torch import Tensor
 
-from converter_core.native.loader import DTYPES, load, suits
+from converter_core.api import KERNEL_DTYPES, kernels_suit, load_kernels
 
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _WEIGHT = (_POINTER, _INT, _SIZE)
 
-_library = load(
+_library = load_kernels(
     __file__,
     "_compiled_loops",
     absmax=(*_WEIGHT, _SIZE, _POINTER),
@@ -30,7 +30,7 @@ _library = load(
 
 def suit(weight: Tensor) -> bool:
     """Whether these loops are there for a weight."""
-    return suits(_library, weight)
+    return kernels_suit(_library, weight)
 
 
 def absmax(weight: Tensor, width: int) -> Tensor:
@@ -98,4 +98,4 @@ def _by_code(name: str, codes: Tensor, scale: Tensor) -> Tensor:
 def _call(name: str, weight: Tensor, count: int, *arguments: Tensor | int) -> None:
     kept = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]  # what is to be filled is so already
     pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in kept]
-    getattr(_library, name)(weight.data_ptr(), DTYPES[weight.dtype], count, *pointers)
+    getattr(_library, name)(weight.data_ptr(), KERNEL_DTYPES[weight.dtype], count, *pointers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from converter_core.errors import Refused, unknown
+from converter_core.api import Refused, unknown
 
 Numerics = Literal["exact", "lightx2v"]
 

@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from converter_core.api.formats import QuantFormat
-from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import Quantizer
-from converter_core.errors import Refused
+from converter_core.api import QuantFormat, Quantizer, Refused, hookimpl
 
 from . import _loops
 from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces, decode_e4m3
@@ -20,7 +17,7 @@ from ._reference import Numerics, Reference
 from ._rows import best_scale, in_steps, reference_quotient, reference_scale, scale_for, sum_of_squares
 
 if TYPE_CHECKING:
-    from converter_core.api.values import Parts
+    from converter_core.api import Parts
 
 TOP = 448.0
 SMALLEST_FP16 = 2.0**-24

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from converter_core.api.formats import QuantFormat
-from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import Quantizer
+from converter_core.api import QuantFormat, Quantizer, hookimpl
 
 from . import _loops
 from ._bits import absmax, admit, by_pieces
@@ -19,7 +17,7 @@ from ._fp4 import SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, scal
 from ._reference import Numerics, Reference
 
 if TYPE_CHECKING:
-    from converter_core.api.values import Parts
+    from converter_core.api import Parts
 
 WIDTH = 32
 ONE = 1 << 22

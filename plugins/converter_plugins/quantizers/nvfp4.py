@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from converter_core.api.contexts import WeightContext
-from converter_core.api.formats import QuantFormat
-from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import Quantizer
+from converter_core.api import QuantFormat, Quantizer, WeightContext, hookimpl
 
 from . import _calibration
 from ._bits import absmax, absmax_of_all, admit, as_bf16, decode_e4m3
@@ -21,7 +18,7 @@ from ._nvfp4_scales import better_codes, block_codes, divisors
 from ._reference import Numerics, Reference
 
 if TYPE_CHECKING:
-    from converter_core.api.values import Parts, TensorRef, TensorSpec
+    from converter_core.api import Parts, TensorRef, TensorSpec
 
 WIDTH = 16
 TOP = 2688.0

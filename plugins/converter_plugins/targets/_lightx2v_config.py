@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from converter_core.api.values import Stored
+from converter_core.api import Stored
 
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "int8": {

@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from converter_core.api.contexts import ModelFacts, SourceTensors, WeightContext
-from converter_core.api.formats import UNQUANTIZED, QuantFormat
-from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import Target
-from converter_core.api.tensors import spec_of
-from converter_core.api.values import PlannedWeight, Stored, TensorSpec
-from converter_core.errors import Refused
+from converter_core.api import (
+    UNQUANTIZED,
+    ModelFacts,
+    PlannedWeight,
+    QuantFormat,
+    Refused,
+    SourceTensors,
+    Stored,
+    Target,
+    TensorSpec,
+    WeightContext,
+    hookimpl,
+    spec_of,
+)
 
 from . import _lightx2v_config
 from ._lightx2v_flags import REPLACED_FLAGS, RUNS_ON
@@ -22,7 +29,7 @@ from ._swizzle import ROWS, swizzle, tiled_shape, unswizzle
 from .plain import FORMATS_KEY
 
 if TYPE_CHECKING:
-    from converter_core.api.values import Parts
+    from converter_core.api import Parts
 
 
 @dataclass(frozen=True)

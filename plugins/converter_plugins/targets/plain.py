@@ -6,15 +6,22 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from converter_core.api.contexts import ModelFacts, SourceTensors, WeightContext
-from converter_core.api.formats import UNQUANTIZED, QuantFormat
-from converter_core.api.hookspecs import hookimpl
-from converter_core.api.interfaces import Target
-from converter_core.api.values import Extras, PlannedWeight, Stored
-from converter_core.errors import CheckpointError
+from converter_core.api import (
+    UNQUANTIZED,
+    CheckpointError,
+    Extras,
+    ModelFacts,
+    PlannedWeight,
+    QuantFormat,
+    SourceTensors,
+    Stored,
+    Target,
+    WeightContext,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
-    from converter_core.api.values import Parts
+    from converter_core.api import Parts
 
 FORMATS_KEY = "plain.formats"
 """The entry of a file's metadata that maps, as JSON, the name of each quantized weight to its format."""

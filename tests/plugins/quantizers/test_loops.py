@@ -11,7 +11,7 @@ import sysconfig
 import pytest
 import torch
 
-from converter_core.api.interfaces import Quantizer
+from converter_core.api.quantizers import Quantizer
 from converter_plugins.quantizers import _loops, fp8, int8, mxfp4, nvfp4
 
 QUANTIZERS = [

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from converter_core.api.interfaces import Quantizer
+from converter_core.api.quantizers import Quantizer
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
 

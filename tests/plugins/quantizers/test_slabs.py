@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from converter_core.api.interfaces import Quantizer
+from converter_core.api.quantizers import Quantizer
 from converter_core.errors import Refused
 from converter_plugins.quantizers import fp8, int8, mxfp4, nvfp4
 
