@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..api.models import ModelAdapter
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
+from ..trusted import CONFIG as CONFIG_BYTES
+from ..trusted import is_inside, read_file
 from .manifest import SUFFIX as MANIFEST_SUFFIX
 
 WEIGHTS = frozenset(
@@ -51,11 +53,17 @@ def side_files(root: Path, adapter: ModelAdapter, key_format: str) -> SideFiles:
         if not os.access(path, os.R_OK):
             problems.append(f"{path}: cannot be read, so it cannot be copied")
             continue
+        if not is_inside(name):
+            problems.append(f"{shown(path)}: its name cannot be a file's name everywhere; rename or remove it")
+            continue
         copies[name] = path
     written = {}
     if CONFIG in copies:
         try:
-            config = json.loads(copies[CONFIG].read_bytes())
+            config = json.loads(read_file(copies[CONFIG], CONFIG_BYTES))
+        except OSError as error:
+            problems.append(f"{shown(copies[CONFIG])}: cannot be read ({error.strerror})")
+            config = None
         except (ValueError, RecursionError) as error:
             problems.append(f"{copies[CONFIG]}: is not JSON ({error})")
             config = None
