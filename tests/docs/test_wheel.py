@@ -46,7 +46,11 @@ def test_all_files_of_both_packages_and_no_others(wheel: zipfile.ZipFile) -> Non
     compiled = {name for name in held if name.endswith(".so")}
     assert held - compiled == expected
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    libraries = ("converter_core/verification/_compiled_sums", "converter_plugins/quantizers/_compiled_loops")
+    libraries = (
+        "converter_core/verification/_compiled_sums",
+        "converter_plugins/quantizers/_compiled_loops",
+        "converter_plugins/quantizers/_compiled_gguf_blocks",
+    )
     assert compiled <= {library + suffix for library in libraries}
     assert {f"{name}/py.typed" for name in PACKAGES} <= held
 
