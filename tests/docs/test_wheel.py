@@ -59,7 +59,7 @@ def test_every_entry_point_leads_to_a_module(wheel: zipfile.ZipFile) -> None:
     (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     points = ConfigParser()
     points.read_string(wheel.read(name).decode())
-    assert len(points["converter_core"]) == 13
+    assert len(points["converter_core"]) == 14
     assert dict(points["console_scripts"]) == {"model-converter": "converter_core.cli:main"}
     for module in points["converter_core"].values():
         assert f"{module.replace('.', '/')}.py" in wheel.namelist()
