@@ -114,9 +114,9 @@ def norm(
 
 @dataclass(frozen=True)
 class Size:
-    """One model of a table. dims: lengths by name. blocks: stack -> how many. branches: what it has, optional: may have.
+    """One model of a table. What ``dims`` and ``blocks`` do not name may be any.
 
-    What ``dims`` and ``blocks`` do not name may be any.
+    dims: lengths by name. blocks: stack -> how many. branches: what it has. optional: branches that it may have.
     """
 
     dims: Mapping[str, int]

@@ -31,6 +31,7 @@ class WanDit(TableModel):
 
     name: ClassVar[str] = "wan_dit"
     modules: ClassVar[Sequence[str]] = ("self_attn", "cross_attn", "ffn", "face_adapter", "audio_injector")
+    default: ClassVar[bool] = True
     table: ClassVar[Table] = TABLE
     # a modulation table, and what it modulates: together they occur in no other model of these key formats
     signature: ClassVar[Sequence[Collection[str]]] = (
