@@ -33,8 +33,8 @@ LAYOUTS: Mapping[str, Mapping[str, Any]] = {
 SOURCE_DTYPES = ("BF16", "F16", "F32")
 OPTIONS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "int8": ({"scale_rule": "mse"}, {"per_channel": False}, {"symmetric": False}, {"target_modules": ["ffn"]}),
-    "fp8": ({"scale_rule": "mse"}, {"per_channel": False}),
-    "mxfp4": ({"scale_rule": "rceil"}, {"scale_rule": "floor"}, {"scale_rule": "even"}),
+    "fp8": ({"scale_rule": "absmax"}, {"per_channel": False}),
+    "mxfp4": ({"scale_rule": "rceil"}, {"scale_rule": "floor"}, {"scale_rule": "mse"}),
     "nvfp4": ({"scale_rule": "absmax"}, {"scale_rule": "four_over_six"}),
 }
 VERSION = "model-converter"
