@@ -84,9 +84,9 @@ def inspect(path: str | os.PathLike[str], registry: Registry | None = None) -> I
     skipped: list[str] = []
     with attribute_errors(registry):
         try:
-            checkpoint = open_checkpoint(path, owns_key=owned_by_any(adapters, skipped))
+            checkpoint = open_checkpoint(path, owns_key=owned_by_any(adapters, skipped), registry=registry)
         except NothingKnown:
-            checkpoint = open_checkpoint(path)
+            checkpoint = open_checkpoint(path, registry=registry)
         with checkpoint:
             found = _describe(checkpoint, adapters, registry, skipped)
     return replace(found, notes=(*found.notes, *skipped))
@@ -126,6 +126,6 @@ def _describe(
     )
 
 
-def _summary(target: str, weights: Mapping[str, Stored], metadata: Mapping[str, str]) -> QuantizedSummary:
+def _summary(target: str, weights: Mapping[str, Stored], metadata: Mapping[str, Any]) -> QuantizedSummary:
     formats = Counter(stored.format.name for stored in weights.values())
     return QuantizedSummary(target, dict(formats), provenance.load(metadata))

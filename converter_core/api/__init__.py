@@ -18,15 +18,17 @@ if TYPE_CHECKING:
         RecipeError,
         Refused,
         VerificationError,
+        shown,
         unknown,
     )
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
-    from .containers import Container
+    from .containers import ByteSource, Container, FileContents, HeaderReader, TensorReader
     from .contexts import ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
     from .formats import UNQUANTIZED, QuantFormat
     from .hookspecs import hookimpl
+    from .json_text import load_json_object
     from .layouts import LayoutWriter
     from .models import ModelAdapter
     from .quantizers import Quantizer
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .tensors import spec_of
     from .values import (
         FLOATING,
+        ITEMSIZE,
         Extras,
         FileLayout,
         OutputTensor,
@@ -48,8 +51,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FLOATING",
+    "ITEMSIZE",
     "KERNEL_DTYPES",
     "UNQUANTIZED",
+    "ByteSource",
     "CheckpointError",
     "Container",
     "ConversionError",
@@ -57,7 +62,9 @@ __all__ = [
     "DeviceBackend",
     "DeviceStream",
     "Extras",
+    "FileContents",
     "FileLayout",
+    "HeaderReader",
     "LayoutWriter",
     "ModelAdapter",
     "ModelFacts",
@@ -74,6 +81,7 @@ __all__ = [
     "Stored",
     "SyntheticCheckpoint",
     "Target",
+    "TensorReader",
     "TensorRef",
     "TensorSpec",
     "VerificationError",
@@ -81,8 +89,10 @@ __all__ = [
     "WeightInfo",
     "hookimpl",
     "kernels_suit",
+    "load_json_object",
     "load_kernels",
     "parse_bytes",
+    "shown",
     "spec_of",
     "unknown",
 ]
@@ -97,6 +107,7 @@ _HOME = {
         "RecipeError",
         "Refused",
         "VerificationError",
+        "shown",
         "unknown",
     ),
     "..native.loader": (
@@ -105,7 +116,13 @@ _HOME = {
         "kernels_suit",
     ),
     "..sizes": ("parse_bytes",),
-    ".containers": ("Container",),
+    ".containers": (
+        "ByteSource",
+        "Container",
+        "FileContents",
+        "HeaderReader",
+        "TensorReader",
+    ),
     ".contexts": (
         "ModelFacts",
         "SourceTensors",
@@ -120,6 +137,7 @@ _HOME = {
         "UNQUANTIZED",
     ),
     ".hookspecs": ("hookimpl",),
+    ".json_text": ("load_json_object",),
     ".layouts": ("LayoutWriter",),
     ".models": ("ModelAdapter",),
     ".quantizers": ("Quantizer",),
@@ -128,6 +146,7 @@ _HOME = {
     ".values": (
         "Extras",
         "FLOATING",
+        "ITEMSIZE",
         "FileLayout",
         "OutputTensor",
         "Parts",

@@ -70,7 +70,8 @@ def convert(
 def _look_again(output: OutputPlan) -> None:
     """What stood in the output folder when it was planned may have changed until the lock was ours."""
     overwrite = output.recipe.output.overwrite
-    now = output_folder.output_state(output.path, output.name, output.published, output.fingerprint, overwrite)
+    suffix = output.container.suffixes[0]
+    now = output_folder.output_state(output.path, output.name, output.published, suffix, output.fingerprint, overwrite)
     if now.problems or now.done:
         changed = f"{output.path}: another conversion wrote there in the meantime; run the same command again"
         raise PlanError(*(now.problems or (changed,)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from . import journal
 from .fingerprint import Fingerprint
 from .manifest import crc, manifest_name, manifests_in
 
-LARGEST_HEADER = 100_000_000
+LARGEST_HEADER = 100_000_008
 """Bytes of a header that is compared."""
 
 
@@ -55,8 +54,10 @@ def check_apart(output: Path, source: Path, files: Iterable[Path]) -> list[str]:
     return []
 
 
-def output_state(output: Path, name: str, planned: Iterable[str], print_: Fingerprint, overwrite: bool) -> OutputState:
-    """planned: every file that would be published, the manifest included."""
+def output_state(
+    output: Path, name: str, planned: Iterable[str], suffix: str, print_: Fingerprint, overwrite: bool
+) -> OutputState:
+    """planned: every file that would be published, the manifest included. suffix: of the weight files."""
     own = manifest_name(name)
     if output.exists() and not output.is_dir():
         return OutputState(problems=(f"{output}: is a file; output.path must be a folder",))
@@ -103,7 +104,7 @@ def output_state(output: Path, name: str, planned: Iterable[str], print_: Finger
     gone |= begun_with
     others = sorted(set(manifests) - met - {own})
     warnings = []
-    strays = sorted(path.name for path in output.glob("*.safetensors") if path.name not in gone)
+    strays = sorted(path.name for path in output.glob(f"*{suffix}") if path.name not in gone)
     if others or strays:
         warnings.append(
             f"{output} also holds {', '.join((others or strays)[:3])}: a runtime that is given the folder may load "
@@ -129,19 +130,18 @@ def _damaged(output: Path, files: Mapping[str, Any]) -> dict[str, str]:
             found[name] = "is missing"
         elif path.stat().st_size != size:
             found[name] = f"has {path.stat().st_size} bytes instead of {size}"
-        elif "header_crc32" in entry and not _header_is(path, entry["header_crc32"]):
+        elif "header_crc32" in entry and not _header_is(path, entry):
             found[name] = "has another header"
     return found
 
 
-def _header_is(path: Path, crc32: str) -> bool:
-    """Whether a file begins with a header of that checksum; its length is in its first bytes, as safetensors has it."""
+def _header_is(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file begins with the header that the manifest says."""
+    length = entry.get("header_size")
+    if not isinstance(length, int) or not 0 <= length <= LARGEST_HEADER:
+        return False
     with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if length > LARGEST_HEADER:
-            return False
-        return crc(file.read(length), zlib.crc32(start)) == crc32
+        return crc(file.read(length)) == str(entry["header_crc32"])
 
 
 def _to_repair(output: Path, manifest: Mapping[str, Any], damaged: Mapping[str, str]) -> OutputState:

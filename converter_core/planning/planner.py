@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,12 @@ def make_plan(
     adapters = _adapters(asked, registry)
     skipped: list[str] = []
     checkpoint = open_checkpoint(
-        Path(asked.source.path), format=asked.source.format, owns_key=attribution.owned_by_any(adapters, skipped)
+        Path(asked.source.path),
+        format=asked.source.format,
+        owns_key=attribution.owned_by_any(adapters, skipped),
+        registry=registry,
     )
-    stores = Stores(checkpoint, open_checkpoint)
+    stores = Stores(checkpoint, partial(open_checkpoint, registry=registry))
     try:
         with attribution.attribute_errors(registry):
             return _plan(asked, registry, found, stores, adapters, skipped)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..api.contexts import SourceTensors
@@ -88,11 +89,7 @@ class OpenedOutput:
         def scan(target: Target) -> dict[str, Stored]:
             found: dict[str, Stored] = {}
             for file in self.output.files.values():
-                found |= target.detect(
-                    SourceTensors(
-                        {key: spec for key, (spec, _) in file.tensors.items()}, file.metadata, read=file.tensor
-                    )
-                )
+                found |= target.detect(SourceTensors(file.tensors, file.metadata, read=file.tensor))
             if not found and len(self.output.files) > 1:
                 found |= target.detect(SourceTensors(tensors, metadata))
             return found
@@ -126,7 +123,7 @@ class OpenedOutput:
         if self.adapter is None:
             raise VerificationError(f"{shown(self.output.folder)}: no model adapter knows its weights")
         try:
-            checkpoint = open_checkpoint(against, owns_key=self.adapter.owns_key)
+            checkpoint = open_checkpoint(against, owns_key=self.adapter.owns_key, registry=self.registry)
         except NothingKnown:
             raise VerificationError(f"{shown(against)}: has no tensor that {self.adapter.name} knows") from None
         notes = self.output.notes
@@ -135,7 +132,7 @@ class OpenedOutput:
         if quantized is not None:
             notes.append(f"the source is itself quantized ({quantized}); it is compared bit by bit")
             tensors = transcode.unpacked(tensors, quantized)
-        stores = Stores(checkpoint, open_checkpoint)
+        stores = Stores(checkpoint, partial(open_checkpoint, registry=self.registry))
         tensors = source_tensors(checkpoint, tensors, stores.of(self.adapter))
         stack.callback(stores.close)
         return Source(stores, self.adapter, self.target, tensors, quantized)

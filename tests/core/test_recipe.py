@@ -247,7 +247,7 @@ def test_all_problems_at_once_each_with_line_key_and_nearest(registry, tmp_path)
         (with_(source={"path": 3}), "source.path: must be a path, not 3"),
         (
             {"source": {"path": "in", "format": "pickle"}, "output": {"path": "out"}},
-            "source.format: must be safetensors",
+            "source.format: unknown container 'pickle'",
         ),
         (
             {"source": {"path": "in"}, "output": {"path": "out", "name": "a/b"}},

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
 from converter_core.testing import (
+    ContainerConformance,
     DeviceConformance,
     LayoutWriterConformance,
     ModelConformance,
     QuantizerConformance,
     TargetConformance,
 )
+from converter_core.testing.containers import tensor_of
+from converter_plugins.containers.safetensors import Safetensors
+from converter_plugins.containers.torch_zip import TorchZip
 from converter_plugins.devices.cpu import Cpu
 from converter_plugins.devices.cuda import Cuda
 from converter_plugins.devices.hygon_dcu import HygonDcu
@@ -83,6 +92,35 @@ class TestWanDit(ModelConformance):
     model = WanDit()
     key_formats = ("original", "diffusers")
     other_modules = ("audio_injector", "face_adapter")
+
+
+class TestSafetensors(ContainerConformance):
+    container = Safetensors()
+
+
+class TestSafetensorsOfItsOwnLibrary(ContainerConformance):
+    container = Safetensors()
+
+    def write(self, path: Path, tensors) -> None:
+        made = {key: tensor_of(spec, data) for key, (spec, data) in tensors.items()}
+        safetensors.torch.save_file(made, path, dict(self.metadata))
+
+    def specs(self):
+        return {key: spec for key, spec in super().specs().items() if key not in HANDLED_AS_OTHERS}
+
+
+class TestTorchZip(ContainerConformance):
+    container = TorchZip()
+
+    def write(self, path: Path, tensors) -> None:
+        torch.save({key: tensor_of(spec, data) for key, (spec, data) in tensors.items()}, path)
+
+    def specs(self):
+        return {key: spec for key, spec in super().specs().items() if key not in HANDLED_AS_OTHERS}
+
+
+HANDLED_AS_OTHERS = {"t.F8_E8M0", "t.U16", "t.U32", "t.U64"}
+"""Torch tensors of these dtypes are those of others here."""
 
 
 class TestCpu(DeviceConformance):
