@@ -162,6 +162,8 @@ class _Folder:
         strangers: list[str] = []
         unclear: list[str] = []
         formats = [asked] if asked else [cls() for cls in ordered(self.containers)]
+        if not formats:
+            raise CheckpointError(f"{shown(self.path)}: no container plugin is installed that could read it")
         for container in formats:
             index = self._index(container)
             if index is not None:

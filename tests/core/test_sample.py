@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import pytest
 import torch
@@ -94,7 +95,8 @@ def test_headers_only_have_the_full_length_and_take_no_disk(tmp_path):
     assert len(paths) == 4
     found = {}
     for path in paths:
-        found |= Safetensors().read(LocalFile(path)).tensors
+        with closing(LocalFile(path)) as source:
+            found |= Safetensors().read(source).tensors
         assert path.stat().st_blocks * 512 < 1 << 20
     assert found == tensors
     assert sum(path.stat().st_size for path in paths) > 9 * 4_000_000_000

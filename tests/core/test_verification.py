@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 import zlib
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -145,7 +146,8 @@ def flip(path, at, bit):
 
 
 def tensor_at(path, at):
-    found = Safetensors().read(LocalFile(path))
+    with closing(LocalFile(path)) as source:
+        found = Safetensors().read(source)
     spans = ((key, begin, found.tensors[key].nbytes) for key, begin in found.offsets.items())
     return next((key for key, begin, nbytes in spans if begin <= at < begin + nbytes), "")
 

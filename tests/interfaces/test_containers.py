@@ -310,9 +310,7 @@ def test_an_interrupted_run_is_resumed(
     assert converter_core.verify(tmp_path / "out", registry=registry).ok
 
 
-def test_what_it_cannot_hold_is_refused_when_it_is_planned(
-    load: Any, recipe: Any, source: Path, tmp_path: Path
-) -> None:
+def test_what_it_cannot_hold_is_refused(load: Any, recipe: Any, source: Path, tmp_path: Path) -> None:
     class Odd(PackedTarget):
         def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
             return Extras(metadata={"a set": {1, 2}})
