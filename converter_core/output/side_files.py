@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..api.contexts import SourceTensors
 from ..api.models import ModelAdapter
 from ..errors import CheckpointError
 from .manifest import SUFFIX as MANIFEST_SUFFIX
@@ -27,7 +28,7 @@ class SideFiles:
     written: dict[str, bytes]
 
 
-def side_files(root: Path, adapter: ModelAdapter, key_format: str) -> SideFiles:
+def side_files(root: Path, adapter: ModelAdapter, tensors: SourceTensors, key_format: str) -> SideFiles:
     """Every regular file of a folder but weights, indexes, manifests and what is hidden. Raises CheckpointError.
 
     A link is copied as the file it leads to if that lies in the folder or in the same cached repository's ``blobs``.
@@ -60,8 +61,8 @@ def side_files(root: Path, adapter: ModelAdapter, key_format: str) -> SideFiles:
             problems.append(f"{copies[CONFIG]}: is not JSON ({error})")
             config = None
         if isinstance(config, dict):
-            translated = adapter.config(config, key_format)
-            if translated is not config:
+            translated = adapter.config(tensors, key_format)
+            if translated is not tensors.config:
                 written[CONFIG] = (json.dumps(translated, indent=2) + "\n").encode()
                 del copies[CONFIG]
     if problems:

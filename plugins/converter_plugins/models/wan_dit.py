@@ -81,10 +81,17 @@ class WanDit(ModelAdapter):
         """``key_format``: ``original`` or ``diffusers``; PluginError for another."""
         return _wan_names.rename(name, key_format)
 
-    def config(self, config: Mapping[str, Any], key_format: str) -> Mapping[str, Any]:
-        """A diffusers config in the original key format. Any other mapping or key format: the same object."""
-        if key_format == "original" and _wan_config.is_diffusers(config):
+    def config(self, tensors: SourceTensors, key_format: str) -> Mapping[str, Any]:
+        """A diffusers config in the original key format; a diffusers config made of the tensors. Else the same object.
+
+        Refused in diffusers' for Animate and S2V, whose tensors it cuts and joins differently or not at all.
+        """
+        config = tensors.config
+        diffusers = _wan_config.is_diffusers(config)
+        if key_format == "original" and diffusers:
             return _wan_config.to_original(config)
+        if key_format == "diffusers" and not diffusers:
+            return _wan_config.to_diffusers(WanTensors(tensors), config, HEAD_DIM)
         return config
 
     def synthetic(self) -> SyntheticCheckpoint:
