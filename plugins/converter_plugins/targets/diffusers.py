@@ -144,7 +144,7 @@ class Diffusers(Target):
                 found[layer + SUFFIX] = Stored(format, {"weight": key, **there}, spec.shape)
         return found
 
-    def runtime_config(self, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
+    def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
         return _diffusers_config.how_to_load(weights, path)
 
     def _style(self, format: QuantFormat) -> str:
