@@ -269,7 +269,7 @@ def test_a_pipeline_names_the_folder_inside(tmp_path):
         (tmp_path / name).mkdir()
         save_file({"a": numbers(2)}, tmp_path / name / "m.safetensors")
     said = refused(tmp_path)
-    assert f"is a diffusers pipeline; give the folder of its transformer: {tmp_path / 'transformer'}" in said
+    assert f"is a whole pipeline; give the folder of its transformer: {tmp_path / 'transformer'}" in said
     assert "vae" not in said
 
 
