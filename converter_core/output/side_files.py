@@ -10,7 +10,9 @@ from pathlib import Path
 
 from ..api.contexts import SourceTensors
 from ..api.models import ModelAdapter
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
+from ..trusted import CONFIG as CONFIG_BYTES
+from ..trusted import is_inside, read_file
 from .manifest import SUFFIX as MANIFEST_SUFFIX
 
 WEIGHTS = frozenset(
@@ -52,11 +54,17 @@ def side_files(root: Path, adapter: ModelAdapter, tensors: SourceTensors, key_fo
         if not os.access(path, os.R_OK):
             problems.append(f"{path}: cannot be read, so it cannot be copied")
             continue
+        if not is_inside(name):
+            problems.append(f"{shown(path)}: its name cannot be a file's name everywhere; rename or remove it")
+            continue
         copies[name] = path
     written = {}
     if CONFIG in copies:
         try:
-            config = json.loads(copies[CONFIG].read_bytes())
+            config = json.loads(read_file(copies[CONFIG], CONFIG_BYTES))
+        except OSError as error:
+            problems.append(f"{shown(copies[CONFIG])}: cannot be read ({error.strerror})")
+            config = None
         except (ValueError, RecursionError) as error:
             problems.append(f"{copies[CONFIG]}: is not JSON ({error})")
             config = None

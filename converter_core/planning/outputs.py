@@ -139,7 +139,7 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     mark = fingerprint.fingerprint(recipe.as_dict(), _source_files(source, copies), inputs, distributions)
     planned = (*layouts, *side, *copies, manifest_name(made.name))
     path = Path(recipe.output.path)
-    state = output_folder.output_state(path, made.name, planned, mark, recipe.output.overwrite)
+    state = output_folder.output_state(path, made.name, layouts, planned, mark, recipe.output.overwrite)
     plan = OutputPlan(
         number=made.number,
         recipe=recipe,
