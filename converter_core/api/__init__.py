@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
+    from ..trusted import read_file
     from .containers import ByteSource, Container, FileContents, HeaderReader, TensorReader
     from .contexts import ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from .layouts import LayoutWriter
     from .models import ModelAdapter
     from .quantizers import Quantizer
+    from .table_contents import TableContents
+    from .table_model import TableModel
+    from .tables import PREFIXES, Row, Size, Table, linear, norm
     from .targets import Target
     from .tensors import spec_of
     from .values import (
@@ -53,6 +57,7 @@ __all__ = [
     "FLOATING",
     "ITEMSIZE",
     "KERNEL_DTYPES",
+    "PREFIXES",
     "UNQUANTIZED",
     "ByteSource",
     "CheckpointError",
@@ -77,9 +82,14 @@ __all__ = [
     "Quantizer",
     "RecipeError",
     "Refused",
+    "Row",
+    "Size",
     "SourceTensors",
     "Stored",
     "SyntheticCheckpoint",
+    "Table",
+    "TableContents",
+    "TableModel",
     "Target",
     "TensorReader",
     "TensorRef",
@@ -89,9 +99,12 @@ __all__ = [
     "WeightInfo",
     "hookimpl",
     "kernels_suit",
+    "linear",
     "load_json_object",
     "load_kernels",
+    "norm",
     "parse_bytes",
+    "read_file",
     "shown",
     "spec_of",
     "unknown",
@@ -116,6 +129,7 @@ _HOME = {
         "kernels_suit",
     ),
     "..sizes": ("parse_bytes",),
+    "..trusted": ("read_file",),
     ".containers": (
         "ByteSource",
         "Container",
@@ -141,6 +155,16 @@ _HOME = {
     ".layouts": ("LayoutWriter",),
     ".models": ("ModelAdapter",),
     ".quantizers": ("Quantizer",),
+    ".table_contents": ("TableContents",),
+    ".table_model": ("TableModel",),
+    ".tables": (
+        "PREFIXES",
+        "Row",
+        "Size",
+        "Table",
+        "linear",
+        "norm",
+    ),
     ".targets": ("Target",),
     ".tensors": ("spec_of",),
     ".values": (

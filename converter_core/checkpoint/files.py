@@ -211,7 +211,7 @@ class _Folder:
         if (folder / "model_index.json").is_file():
             models = [entry for entry in inside if entry.name.startswith("transformer")] or [folder / "transformer"]
             remedy = " or ".join(map(shown, models))
-            return f"{shown(folder)}: is a diffusers pipeline; give the folder of its transformer: {remedy}"
+            return f"{shown(folder)}: is a whole pipeline; give the folder of its transformer: {remedy}"
         lacks = " and no ".join(" or ".join(container.suffixes) for container in formats)
         there = f"; there is {some(self.weights)}" if self.weights else ""
         there += f"; there are some in {', '.join(map(shown, inside))}" if inside else ""
