@@ -156,7 +156,7 @@ class LightX2V(Target):
         if component != _lightx2v_config.DIT:
             yield from _lightx2v_config.encoder_problems(component, weights)
         for weight in weights:
-            if weight.info.kind == "linear" and weight.info.block:
+            if weight.info.kind == "linear":
                 used.setdefault(weight.format.name, []).append(weight.name)
             elif weight.format != UNQUANTIZED:
                 yield f"LightX2V reads {weight.name} unquantized only, not as {weight.format}"
