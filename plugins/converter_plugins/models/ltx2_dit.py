@@ -1,4 +1,4 @@
-"""LTX-2, audio and video: the released files' naming (``model.diffusion_model.``), which LightX2V reads, and diffusers'.
+"""LTX-2, audio and video: the naming of the released files, which LightX2V reads, and that of diffusers.
 
 Names: ltx_core of Lightricks/LTX-2, by diffusers' ``convert_ltx2_transformer_to_diffusers``; shapes: its class.
 """
