@@ -24,6 +24,7 @@ from converter_plugins.quantizers.gguf_k import Q2_K, Q4_K, Q6_K
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
+from converter_plugins.targets.diffusers import Diffusers
 from converter_plugins.targets.lightx2v import LightX2V
 from converter_plugins.targets.plain import Plain
 
@@ -87,6 +88,23 @@ class TestLightX2V(TargetConformance):
     target = LightX2V()
     quantizers = (Int8(), Fp8(), Mxfp4(), Nvfp4())
     refused = (Int8(symmetric=False),)
+
+
+class TestDiffusers(TargetConformance):
+    target = Diffusers()
+    quantizers = (Int8(), Fp8())
+    refused = (Int8(symmetric=False), Nvfp4(), Mxfp4())
+
+
+class TestDiffusersWithTorchao(TargetConformance):
+    target = Diffusers("torchao", "dynamic")
+    quantizers = (Int8(), Fp8(per_channel=False))
+
+
+class TestDiffusersWithBfl(TargetConformance):
+    target = Diffusers("bfl")
+    quantizers = (Fp8(),)
+    refused = (Int8(),)
 
 
 class TestPlain(TargetConformance):
