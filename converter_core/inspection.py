@@ -83,7 +83,7 @@ class Inspection:
 def inspect(path: str | os.PathLike[str], registry: Registry | None = None) -> Inspection:
     """A folder or file of weights, ours or a stranger's; one that no adapter knows too. CheckpointError if broken."""
     registry = load_plugins() if registry is None else registry
-    adapters = [adapter() for adapter in registry.models.values()]
+    adapters = [adapter() for adapter in registry.models.values() if not adapter.by_name]
     skipped: list[str] = []
     with attribute_errors(registry):
         try:

@@ -68,7 +68,7 @@ def make_plan(
 def _adapters(recipe: Recipe, registry: Registry) -> list[ModelAdapter]:
     if recipe.source.type:
         return [make_plugin(registry.models[recipe.source.type], recipe.source.options)]
-    return [registry.models[name]() for name in registry.models]
+    return [cls() for cls in registry.models.values() if not cls.by_name]
 
 
 def _plan(

@@ -117,7 +117,7 @@ class OpenedOutput:
             name = self.expected.adapter
             return self.registry.models[name]() if name in self.registry.models else None
         names = {weight.name: self.output.tensors[weight.key] for weight in self.weights}
-        adapters = [cls() for cls in self.registry.models.values()]
+        adapters = [cls() for cls in self.registry.models.values() if not cls.by_name]
         known = list(call_each(adapters, lambda adapter: sum(map(adapter.owns_key, names)), self.output.notes))
         return max(known, key=lambda answer: answer[1])[0] if known else None
 

@@ -24,11 +24,17 @@ from converter_plugins.devices.hygon_dcu import HygonDcu
 from converter_plugins.layouts.by_block import ByBlock
 from converter_plugins.layouts.chunked import Chunked
 from converter_plugins.layouts.single_file import SingleFile
+from converter_plugins.models.flux2_dit import Flux2Dit
+from converter_plugins.models.hunyuan_dit import HunyuanDit
+from converter_plugins.models.ltx2_dit import Ltx2Dit
+from converter_plugins.models.qwen_image_dit import QwenImageDit
 from converter_plugins.models.wan_clip import WanClip
 from converter_plugins.models.wan_dit import WanDit
 from converter_plugins.models.wan_t5 import WanT5
+from converter_plugins.models.z_image_dit import ZImageDit
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.gguf_blocks import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from converter_plugins.quantizers.gguf_k import Q2_K, Q4_K, Q6_K
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
@@ -75,6 +81,21 @@ class TestQ5_0(QuantizerConformance):
 
 class TestQ4_1(QuantizerConformance):
     quantizer = Q4_1()
+
+
+class TestQ6_K(QuantizerConformance):
+    quantizer = Q6_K()
+    shapes = ((7, 256), (1, 512), (130, 256))
+
+
+class TestQ4_K(QuantizerConformance):
+    quantizer = Q4_K()
+    shapes = ((7, 256), (1, 512), (130, 256))
+
+
+class TestQ2_K(QuantizerConformance):
+    quantizer = Q2_K()
+    shapes = ((7, 256), (1, 512))
 
 
 class TestLightX2V(TargetConformance):
@@ -163,6 +184,30 @@ class TestWanT5(ModelConformance):
 
 class TestWanClip(ModelConformance):
     model = WanClip()
+
+
+class TestQwenImageDit(ModelConformance):
+    model = QwenImageDit()
+    key_formats = ("original", "diffusers")
+
+
+class TestZImageDit(ModelConformance):
+    model = ZImageDit()
+    key_formats = ("original", "diffusers")
+
+
+class TestHunyuanDit(ModelConformance):
+    model = HunyuanDit()  # its fused projections have no name in diffusers
+
+
+class TestFlux2Dit(ModelConformance):
+    model = Flux2Dit()
+    key_formats = ("original", "diffusers")
+
+
+class TestLtx2Dit(ModelConformance):
+    model = Ltx2Dit()
+    key_formats = ("original", "diffusers")
 
 
 class TestCpu(DeviceConformance):
