@@ -34,6 +34,9 @@ class ModelAdapter(ABC):
     """A part of a pipeline beside the main model, e.g. a text encoder: taken where it is asked for by name, or where no
     other adapter recognises anything."""
 
+    by_name: ClassVar[bool] = False
+    """Never tried by itself: only ``source.type`` calls for it."""
+
     @abstractmethod
     def owns_key(self, key: str) -> bool:
         """Whether a key is one of this model's. Tells its files from those of other models in the same folder."""
@@ -73,9 +76,12 @@ class ModelAdapter(ABC):
         """A weight's name in another key format; no two weights may get the same."""
         return name
 
-    def config(self, config: Mapping[str, Any], key_format: str) -> Mapping[str, Any]:
-        """The model's ``config.json`` in another key format; the very same mapping if it needs no change."""
-        return config
+    def config(self, tensors: SourceTensors, key_format: str) -> Mapping[str, Any]:
+        """The model's ``config.json`` for a key format, from the source's (``tensors.config``) and from the tensors.
+
+        ``tensors.config`` itself where it needs no change. Raises ``Refused`` where the model cannot be told in it.
+        """
+        return tensors.config
 
     def output_name(self, method: str) -> str:
         """What the output is called where the recipe does not say."""

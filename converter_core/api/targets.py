@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from .values import Parts
 
 
+INDEX_STEM = "diffusion_pytorch_model"
+"""What Hugging Face repositories of diffusion transformers call their weight files."""
+
+
 class Target(ABC):
     """What a runtime reads: names, bytes, file format, and what stands beside the weights.
 
@@ -25,20 +29,35 @@ class Target(ABC):
     default: ClassVar[bool] = False
     """Taken when a recipe names none."""
 
-    key_format: ClassVar[str] = "original"
-    """The key format that model adapters are asked for."""
-
     row_block: ClassVar[int | None] = None
     """As ``Quantizer.row_block``, for ``encode`` and ``decode``."""
 
-    container: ClassVar[Any] = None
-    """The file format it is written in; None: the default container."""
+    container: ClassVar[str] = ""
+    """The name of the container it is written in; empty: the default one."""
+
+    index_stem: ClassVar[str] = INDEX_STEM
+    """How the name of an index file begins; the rest is the container's."""
 
     runs_on: ClassVar[Mapping[str, str]] = {}
     """Scheme -> in a few words, the machines on which the runtime runs it; the first is what ``demo`` shows."""
 
     replaced_flags: ClassVar[Mapping[str, str]] = {}
     """Flags of the runtime's own converter that the command line does not have -> what to type instead."""
+
+    @property
+    def key_format(self) -> str:
+        """The key format that model adapters are asked for."""
+        return "original"
+
+    @property
+    def config_format(self) -> str:
+        """The key format that ``config.json`` is asked for in; that of the names unless a runtime mixes them."""
+        return self.key_format
+
+    @property
+    def file_name(self) -> str:
+        """The one name that the runtime looks for, without suffix; empty: any (``output.name``)."""
+        return ""
 
     @abstractmethod
     def key(self, context: WeightContext, role: str, /) -> str:
@@ -80,7 +99,10 @@ class Target(ABC):
         return Extras()
 
     def config(self, config: Mapping[str, Any], weights: Sequence[PlannedWeight], /) -> Mapping[str, Any] | None:
-        """The output's ``config.json``, where the runtime wants its own; None: the source's is copied if asked for."""
+        """The output's ``config.json``, where the runtime wants its own; None: the source's is copied if asked for.
+
+        config: as the model adapter tells it in ``config_format``; empty if it is not known. Raises ``Refused``.
+        """
         return None
 
     def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:

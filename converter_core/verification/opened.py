@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..api.contexts import SourceTensors
@@ -16,13 +17,13 @@ from ..api.targets import Target
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..checkpoint.files import NothingKnown, open_checkpoint
 from ..checkpoint.inventory import inventory
-from ..errors import ConverterError, RecipeError, VerificationError, shown
+from ..errors import ConverterError, RecipeError, Refused, VerificationError, shown
 from ..planning import provenance, transcode
 from ..planning.planner import source_tensors
 from ..planning.stores import Stores
 from ..plugins.attribution import call_each
 from ..plugins.registry import Registry
-from ..recipe.load import Recipe, Rule, make_quantizer
+from ..recipe.load import Recipe, Rule, make_plugin, make_quantizer
 from .expected import Expected, reason_of
 from .files import Output
 from .source import Source
@@ -58,8 +59,10 @@ class OpenedOutput:
                 Weight(name, stored, spec) for name, (stored, spec) in expected.weights.items() if stored.keys
             ]
             try:
-                self._recipe_schemes = provenance.schemes_of(Recipe.from_dict(expected.recipe).quantization)
-            except (RecipeError, RecursionError) as error:
+                recipe = Recipe.from_dict(expected.recipe)
+                self._recipe_schemes = provenance.schemes_of(recipe.quantization)
+                self.target = make_plugin(type(self.target), recipe.target.options)
+            except (RecipeError, Refused, RecursionError) as error:
                 output.notes.append(f"the recipe in the manifest cannot be read: {reason_of(error)}")
         else:
             self.target, stored = self._recognise()
@@ -88,11 +91,7 @@ class OpenedOutput:
         def scan(target: Target) -> dict[str, Stored]:
             found: dict[str, Stored] = {}
             for file in self.output.files.values():
-                found |= target.detect(
-                    SourceTensors(
-                        {key: spec for key, (spec, _) in file.tensors.items()}, file.metadata, read=file.tensor
-                    )
-                )
+                found |= target.detect(SourceTensors(file.tensors, file.metadata, read=file.tensor))
             if not found and len(self.output.files) > 1:
                 found |= target.detect(SourceTensors(tensors, metadata))
             return found
@@ -118,7 +117,7 @@ class OpenedOutput:
             name = self.expected.adapter
             return self.registry.models[name]() if name in self.registry.models else None
         names = {weight.name: self.output.tensors[weight.key] for weight in self.weights}
-        adapters = [cls() for cls in self.registry.models.values()]
+        adapters = [cls() for cls in self.registry.models.values() if not cls.by_name]
         known = list(call_each(adapters, lambda adapter: sum(map(adapter.owns_key, names)), self.output.notes))
         return max(known, key=lambda answer: answer[1])[0] if known else None
 
@@ -126,7 +125,7 @@ class OpenedOutput:
         if self.adapter is None:
             raise VerificationError(f"{shown(self.output.folder)}: no model adapter knows its weights")
         try:
-            checkpoint = open_checkpoint(against, owns_key=self.adapter.owns_key)
+            checkpoint = open_checkpoint(against, owns_key=self.adapter.owns_key, registry=self.registry)
         except NothingKnown:
             raise VerificationError(f"{shown(against)}: has no tensor that {self.adapter.name} knows") from None
         notes = self.output.notes
@@ -135,7 +134,7 @@ class OpenedOutput:
         if quantized is not None:
             notes.append(f"the source is itself quantized ({quantized}); it is compared bit by bit")
             tensors = transcode.unpacked(tensors, quantized)
-        stores = Stores(checkpoint, open_checkpoint)
+        stores = Stores(checkpoint, partial(open_checkpoint, registry=self.registry))
         tensors = source_tensors(checkpoint, tensors, stores.of(self.adapter))
         stack.callback(stores.close)
         return Source(stores, self.adapter, self.target, tensors, quantized)
