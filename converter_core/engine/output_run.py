@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from ..api.tensors import raw
@@ -60,7 +60,12 @@ class OutputRun:
         if self.begun is None:
             return {}
         claims = {key: crc32 for sums in self.begun.done.values() for key, crc32 in sums.items()}
-        return claims | {key: zlib.crc32(raw(tensor.contiguous())) for key, tensor in self.plan.constants.items()}
+        return claims | {key: zlib.crc32(data) for key, data in self._constants()}
+
+    def _constants(self) -> Iterator[tuple[str, memoryview]]:
+        for key, tensor in self.plan.constants.items():
+            held = tensor.contiguous()  # its bytes are only there as long as it is
+            yield key, raw(held)
 
     def compare(self) -> None:
         """Read what stands under final names already and may not be what it should; sets ``standing``, ``changed``."""
@@ -124,12 +129,12 @@ class OutputRun:
         else:
             self.journal = Journal(staging.folder)
         staging.prepare(self.standing)
-        for key, tensor in plan.constants.items():
+        for key, data in self._constants():
             if plan.weight_map[key] in self.standing:
                 self.crc32[key] = self._claims[key]
                 continue
             with staging.open(plan.weight_map[key]) as file:
-                file.write(key, 0, raw(tensor.contiguous()))
+                file.write(key, 0, data)
                 self.crc32.update(file.crc32)
 
     def has(self, job: Job, export: Export) -> bool:
