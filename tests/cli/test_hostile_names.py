@@ -60,6 +60,8 @@ def test_nothing_that_a_terminal_obeys_is_printed(
         header = 8 + int.from_bytes(data[:8], "little")
         path.write_bytes(data[:header] + bytes(len(data) - header))
     assert run(["verify", str(out), "--against", str(evil_source)]) == 1
+    printed(capsys)
+    assert run(["verify", str(out)]) == 1
     text = printed(capsys)
     assert run(["verify", str(out), "--json"]) == 1
     report = json.loads(printed(capsys))
