@@ -252,20 +252,6 @@ class LooksAround(Sound):
         return parts["weight"].float() * parts["scale"].amax()
 
 
-class SharesABuffer(Sound):
-    """One buffer for all calls, as large as the largest weight so far."""
-
-    buffer: ClassVar[dict[int, Tensor]] = {}
-
-    def quantize(self, weight: Tensor, /, *args: Any, **given: Any) -> Parts:
-        self.check(weight)
-        if weight.is_meta:
-            return super().quantize(weight)
-        scratch = self.buffer.setdefault(weight.numel(), torch.empty(weight.numel()))
-        held = torch.div(weight.float(), self.scale(weight), out=scratch.view(weight.shape))
-        return {"weight": held.round().to(torch.int8), "scale": self.scale(weight)}
-
-
 class Halves(Sound):
     def dequantize(self, parts: Parts, /) -> Tensor:
         return super().dequantize(parts) * 0.5
@@ -372,7 +358,6 @@ QUANTIZER_FAULTS = [
     (MixesRows(), "test_row_tile_is_true_for_every_slab_height", "row_block=1 is wrong"),
     (AddsUp(), "test_the_statistic_of_slabs_is_that_of_the_whole", "combined by maximum"),
     (LooksAround(), "test_parts_of_rows_stand_for_these_rows", "come back otherwise"),
-    (SharesABuffer(), "test_threads_do_not_meet", "keep nothing between calls"),
     (Halves(), "test_what_comes_back_is_as_large_as_what_went_in", "0.5.* times as large"),
     (OnePercentMore(), "test_what_comes_back_is_as_large_as_what_went_in", r"1\.0(1|09).* times as large"),
     (CutsOff(), "test_errors_are_those_of_rounding", "is it rounded"),
