@@ -66,6 +66,13 @@ class ModelAdapter(ABC):
         """A weight's name in another key format; no two weights may get the same."""
         return name
 
+    def lora_names(self, name: str) -> Iterable[str]:
+        """What else a LoRA may call a weight: its names in other key formats, with their endings (``.weight``).
+
+        Prefixes (``diffusion_model.``), underscores in the place of dots and the endings of LoRA files are the core's.
+        """
+        return ()
+
     def config(self, config: Mapping[str, Any], key_format: str) -> Mapping[str, Any]:
         """The model's ``config.json`` in another key format; the very same mapping if it needs no change."""
         return config

@@ -25,6 +25,7 @@ from ..plugins.registry import Registry, load_plugins
 from ..recipe.load import Recipe, load_recipe, make_plugin
 from . import notes, outputs, resources, transcode, validate
 from .jobs import merged
+from .loras import plan_loras
 from .outputs import SourcePlan
 from .plan import OutputPlan, Plan
 from .prequantized import unread_scales
@@ -97,7 +98,9 @@ def _plan(
         problems += unread_scales(tensors, stores.base.path)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
-    source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, ShapeInference(adapter))
+    loras = plan_loras(recipe, adapter, infos, stores, quantized)
+    problems += loras.problems
+    source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, ShapeInference(adapter), loras)
     for one in recipes:
         files = (Path(file.path) for file in stores.base.files)
         problems += output_folder.check_apart(Path(one.output.path), stores.base.path, files)
@@ -129,8 +132,10 @@ def _plan(
             *([found.absence] if found.absence else []),
             *skipped,
             *skipped_tensors(adapter, tensors),
+            *loras.warnings,
         ),
         problems=tuple(_missing_disk(planned)),
+        loras=loras,
     )
 
 

@@ -25,6 +25,7 @@ ORDER = [
     "storage",
     "recipe",
     "checkpoint",
+    "lora",
     "output",
     "planning",
     "engine",

@@ -81,6 +81,9 @@ class WanDit(ModelAdapter):
         """``key_format``: ``original`` or ``diffusers``; PluginError for another."""
         return _wan_names.rename(name, key_format)
 
+    def lora_names(self, name: str) -> Iterable[str]:
+        return [_wan_names.rename(name, "diffusers")]
+
     def config(self, config: Mapping[str, Any], key_format: str) -> Mapping[str, Any]:
         """A diffusers config in the original key format. Any other mapping or key format: the same object."""
         if key_format == "original" and _wan_config.is_diffusers(config):
