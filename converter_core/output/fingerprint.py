@@ -50,7 +50,7 @@ def fingerprint(
     return Fingerprint(digest(made_of), made_of)
 
 
-_PLACES = {"source": ("path",), "output": ("path", "overwrite")}
+_PLACES = {"source": ("path", "on_unmatched"), "output": ("path", "overwrite")}
 
 
 def _without_paths(value: Any, files: Mapping[str, str]) -> Any:

@@ -165,11 +165,14 @@ class _Reading:
             config = Configured()
         self._forms(parsed)
         self.unmatched += parsed.unknown
+        seen: dict[tuple[str, str], Change] = {}
         # pairs before differences, in the order of the file
         for change in sorted(parsed.changes, key=lambda change: change.form == "diff"):
             name = self.names.find(change.base, change.suffix)
             if name is None:
                 self.unmatched += change.parts.values()
+            elif (other := seen.setdefault((name, change.form), change)) is not change:
+                self._wrong.append(f"two of its keys mean {name}: {other.base} and {change.base}")
             elif (term := self._term(change, self.weights[name], config)) is not None:
                 self.terms.setdefault(name, []).append(term)
         if not parsed.changes and not parsed.refused:
