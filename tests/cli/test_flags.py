@@ -166,7 +166,7 @@ def test_several_loras(asked, line):
         ("-s a -o b --lora_path x y z --lora_alpha 1 2", ["--lora-alpha has 2 values for 3 LoRAs", "or one each"]),
         ("-s a -o b --lora_path x --lora_key_convert back", ["write auto, same or convert"]),
         ("-s a -o b --lora_path", ["--lora-path"]),
-        ("-s a -o b --lora_path x --lora_strength strong", ["strong"]),
+        ("-s a -o b --lora_path x --lora_strength strong", ["--lora-strength", "number"]),
         ("-s a -o b --linear_type int8", ["--linear-type int8", "add --quantized"]),
         ("-s a -o b --quantized", ["add --linear-type SCHEME", "fp8, int8"]),
         ("-s a -o b --single_file --save_by_block", ["exclude each other"]),
