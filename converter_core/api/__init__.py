@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
+    from ..trusted import read_file
     from .containers import Container
     from .contexts import ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from .layouts import LayoutWriter
     from .models import ModelAdapter
     from .quantizers import Quantizer
+    from .table_contents import TableContents
+    from .table_model import TableModel
+    from .tables import PREFIXES, Row, Size, Table, linear, norm
     from .targets import Target
     from .tensors import spec_of
     from .values import (
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FLOATING",
     "KERNEL_DTYPES",
+    "PREFIXES",
     "UNQUANTIZED",
     "CheckpointError",
     "Container",
@@ -70,9 +75,14 @@ __all__ = [
     "Quantizer",
     "RecipeError",
     "Refused",
+    "Row",
+    "Size",
     "SourceTensors",
     "Stored",
     "SyntheticCheckpoint",
+    "Table",
+    "TableContents",
+    "TableModel",
     "Target",
     "TensorRef",
     "TensorSpec",
@@ -81,8 +91,11 @@ __all__ = [
     "WeightInfo",
     "hookimpl",
     "kernels_suit",
+    "linear",
     "load_kernels",
+    "norm",
     "parse_bytes",
+    "read_file",
     "spec_of",
     "unknown",
 ]
@@ -105,6 +118,7 @@ _HOME = {
         "kernels_suit",
     ),
     "..sizes": ("parse_bytes",),
+    "..trusted": ("read_file",),
     ".containers": ("Container",),
     ".contexts": (
         "ModelFacts",
@@ -123,6 +137,16 @@ _HOME = {
     ".layouts": ("LayoutWriter",),
     ".models": ("ModelAdapter",),
     ".quantizers": ("Quantizer",),
+    ".table_contents": ("TableContents",),
+    ".table_model": ("TableModel",),
+    ".tables": (
+        "PREFIXES",
+        "Row",
+        "Size",
+        "Table",
+        "linear",
+        "norm",
+    ),
     ".targets": ("Target",),
     ".tensors": ("spec_of",),
     ".values": (

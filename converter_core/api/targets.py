@@ -25,9 +25,6 @@ class Target(ABC):
     default: ClassVar[bool] = False
     """Taken when a recipe names none."""
 
-    key_format: ClassVar[str] = "original"
-    """The key format that model adapters are asked for."""
-
     row_block: ClassVar[int | None] = None
     """As ``Quantizer.row_block``, for ``encode`` and ``decode``."""
 
@@ -39,6 +36,21 @@ class Target(ABC):
 
     replaced_flags: ClassVar[Mapping[str, str]] = {}
     """Flags of the runtime's own converter that the command line does not have -> what to type instead."""
+
+    @property
+    def key_format(self) -> str:
+        """The key format that model adapters are asked for."""
+        return "original"
+
+    @property
+    def config_format(self) -> str:
+        """The key format that ``config.json`` is asked for in; that of the names unless a runtime mixes them."""
+        return self.key_format
+
+    @property
+    def file_name(self) -> str:
+        """The one name that the runtime looks for, without suffix; empty: any (``output.name``)."""
+        return ""
 
     @abstractmethod
     def key(self, context: WeightContext, role: str, /) -> str:
@@ -80,7 +92,10 @@ class Target(ABC):
         return Extras()
 
     def config(self, config: Mapping[str, Any], weights: Sequence[PlannedWeight], /) -> Mapping[str, Any] | None:
-        """The output's ``config.json``, where the runtime wants its own; None: the source's is copied if asked for."""
+        """The output's ``config.json``, where the runtime wants its own; None: the source's is copied if asked for.
+
+        config: as the model adapter tells it in ``config_format``; empty if it is not known. Raises ``Refused``.
+        """
         return None
 
     def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
@@ -91,6 +106,9 @@ class Target(ABC):
         """This target's quantized weights in a checkpoint, by name. Empty: none, or not this target's."""
         return {}
 
-    def runtime_config(self, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
-        """What to put into the runtime's configuration so that it reads these weights at ``path``. JSON values."""
+    def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
+        """What to put into the runtime's configuration so that it reads these weights at ``path``. JSON values.
+
+        model: without a name where no adapter recognises it.
+        """
         return {}

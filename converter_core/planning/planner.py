@@ -17,12 +17,15 @@ from ..api.models import ModelAdapter
 from ..api.tensors import raw, typed
 from ..checkpoint.files import Checkpoint, open_checkpoint
 from ..checkpoint.inventory import inventory, skipped_tensors
+from ..checkpoint.recognition import open_source, recognisers
 from ..errors import PlanError
 from ..output import state as output_folder
 from ..output.side_files import CONFIG
 from ..plugins import attribution
 from ..plugins.registry import Registry, load_plugins
 from ..recipe.load import Recipe, load_recipe, make_plugin
+from ..trusted import CONFIG as CONFIG_BYTES
+from ..trusted import read_file
 from . import notes, outputs, resources, transcode, validate
 from .jobs import merged
 from .loras import plan_loras
@@ -32,9 +35,6 @@ from .prequantized import unread_scales
 from .resources import Resources
 from .shape_inference import ShapeInference
 from .stores import Stores
-
-LARGEST_CONFIG = 4 << 20
-"""Bytes of a ``config.json`` that is read."""
 
 
 def make_plan(
@@ -55,9 +55,7 @@ def make_plan(
         raise PlanError(f"{asked.where('performance.device')}: {found.absence}")
     adapters = _adapters(asked, registry)
     skipped: list[str] = []
-    checkpoint = open_checkpoint(
-        Path(asked.source.path), format=asked.source.format, owns_key=attribution.owned_by_any(adapters, skipped)
-    )
+    checkpoint = open_source(Path(asked.source.path), adapters, skipped, format=asked.source.format)
     stores = Stores(checkpoint, open_checkpoint)
     try:
         with attribution.attribute_errors(registry):
@@ -160,9 +158,7 @@ def _config(root: Path) -> Mapping[str, Any]:
     """The ``config.json`` beside the weights; empty if there is none that can be read."""
     path = root / CONFIG
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
-            return {}
-        config = json.loads(path.read_bytes())
+        config = json.loads(read_file(path, CONFIG_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -171,8 +167,7 @@ def _config(root: Path) -> Mapping[str, Any]:
 def _recognise(
     adapters: Sequence[ModelAdapter], tensors: SourceTensors, path: Path, skipped: list[str]
 ) -> tuple[ModelAdapter, str]:
-    answers = attribution.call_each(adapters, lambda adapter: adapter.recognise(tensors), skipped)
-    known = [(adapter, variant) for adapter, variant in answers if variant is not None]
+    known = recognisers(adapters, tensors, skipped)
     if len(known) > 1:
         named = " and ".join(adapter.name for adapter, _ in known)
         raise PlanError(f"{path}: {named} both recognise it; say which with source.type (--model-type)")

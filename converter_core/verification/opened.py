@@ -16,13 +16,13 @@ from ..api.targets import Target
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..checkpoint.files import NothingKnown, open_checkpoint
 from ..checkpoint.inventory import inventory
-from ..errors import ConverterError, RecipeError, VerificationError, shown
+from ..errors import ConverterError, RecipeError, Refused, VerificationError, shown
 from ..planning import provenance, transcode
 from ..planning.planner import source_tensors
 from ..planning.stores import Stores
 from ..plugins.attribution import call_each
 from ..plugins.registry import Registry
-from ..recipe.load import Recipe, Rule, make_quantizer
+from ..recipe.load import Recipe, Rule, make_plugin, make_quantizer
 from .expected import Expected, reason_of
 from .files import Output
 from .source import Source
@@ -58,8 +58,10 @@ class OpenedOutput:
                 Weight(name, stored, spec) for name, (stored, spec) in expected.weights.items() if stored.keys
             ]
             try:
-                self._recipe_schemes = provenance.schemes_of(Recipe.from_dict(expected.recipe).quantization)
-            except (RecipeError, RecursionError) as error:
+                recipe = Recipe.from_dict(expected.recipe)
+                self._recipe_schemes = provenance.schemes_of(recipe.quantization)
+                self.target = make_plugin(type(self.target), recipe.target.options)
+            except (RecipeError, Refused, RecursionError) as error:
                 output.notes.append(f"the recipe in the manifest cannot be read: {reason_of(error)}")
         else:
             self.target, stored = self._recognise()

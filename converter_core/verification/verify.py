@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 from ..api.containers import Container
 from ..containers.safetensors import SAFETENSORS
-from ..engine.memory import keep_freed_memory
 from ..engine.worker_pool import Progress
 from ..errors import CheckpointError, shown
 from ..planning.file_layout import container_of
@@ -52,7 +52,6 @@ def verify(
     empty = Verification(
         str(output), str(manifest) if manifest else None, str(against) if against is not None else None
     )
-    keep_freed_memory()
     with ExitStack() as stack:
         try:
             expected = read_manifest(manifest) if manifest else None
@@ -71,6 +70,7 @@ def verify(
         output=empty.output,
         manifest=empty.manifest,
         against=empty.against,
+        finished=datetime.now(timezone.utc).isoformat(" ", "seconds"),
         seconds=round(time.monotonic() - started, 3),
     )
 

@@ -15,11 +15,15 @@ from converter_plugins.devices.hygon_dcu import HygonDcu
 from converter_plugins.layouts.by_block import ByBlock
 from converter_plugins.layouts.chunked import Chunked
 from converter_plugins.layouts.single_file import SingleFile
+from converter_plugins.models.wan_clip import WanClip
 from converter_plugins.models.wan_dit import WanDit
+from converter_plugins.models.wan_t5 import WanT5
 from converter_plugins.quantizers.fp8 import Fp8
+from converter_plugins.quantizers.gguf_blocks import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
+from converter_plugins.targets.diffusers import Diffusers
 from converter_plugins.targets.lightx2v import LightX2V
 from converter_plugins.targets.plain import Plain
 
@@ -52,15 +56,44 @@ class TestNvfp4(QuantizerConformance):
     quantizer = Nvfp4()
 
 
+class TestQ8_0(QuantizerConformance):
+    quantizer = Q8_0()
+
+
+class TestQ5_0(QuantizerConformance):
+    quantizer = Q5_0()
+
+
+class TestQ4_1(QuantizerConformance):
+    quantizer = Q4_1()
+
+
 class TestLightX2V(TargetConformance):
     target = LightX2V()
     quantizers = (Int8(), Fp8(), Mxfp4(), Nvfp4())
     refused = (Int8(symmetric=False),)
 
 
+class TestDiffusers(TargetConformance):
+    target = Diffusers()
+    quantizers = (Int8(), Fp8())
+    refused = (Int8(symmetric=False), Nvfp4(), Mxfp4())
+
+
+class TestDiffusersWithTorchao(TargetConformance):
+    target = Diffusers("torchao", "dynamic")
+    quantizers = (Int8(), Fp8(per_channel=False))
+
+
+class TestDiffusersWithBfl(TargetConformance):
+    target = Diffusers("bfl")
+    quantizers = (Fp8(),)
+    refused = (Int8(),)
+
+
 class TestPlain(TargetConformance):
     target = Plain()
-    quantizers = (Int8(symmetric=False), Fp8(per_channel=False), Mxfp4(), Nvfp4())
+    quantizers = (Int8(symmetric=False), Fp8(per_channel=False), Mxfp4(), Nvfp4(), Q4_0(), Q5_1())
 
 
 class TestSingleFile(LayoutWriterConformance):
@@ -83,6 +116,15 @@ class TestWanDit(ModelConformance):
     model = WanDit()
     key_formats = ("original", "diffusers")
     other_modules = ("audio_injector", "face_adapter")
+
+
+class TestWanT5(ModelConformance):
+    model = WanT5()
+    key_formats = ("original", "transformers")
+
+
+class TestWanClip(ModelConformance):
+    model = WanClip()
 
 
 class TestCpu(DeviceConformance):

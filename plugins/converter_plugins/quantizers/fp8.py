@@ -36,7 +36,8 @@ class Fp8(Reference, Quantizer):
     per_channel: a scale for each row; otherwise the one of the whole weight stands in every row.
     numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's own converter writes.
     scale_rule: ``absmax``, or ``mse``: absmax times the ratio in [1, 2) with the least squared error in each row.
-        Nothing is clipped; the ratio moves the weights over the grid of mantissas.
+        Nothing is clipped; the ratio moves the weights over the grid of mantissas. Left out: ``mse``; ``absmax`` where
+        there is one scale for the weight, or under ``numerics: lightx2v``.
     """
 
     name: ClassVar[str] = "fp8"
@@ -44,7 +45,7 @@ class Fp8(Reference, Quantizer):
 
     per_channel: bool = True
     numerics: Numerics = "exact"
-    scale_rule: Literal["absmax", "mse"] = "absmax"
+    scale_rule: Literal["mse", "absmax"] | None = None
 
     def __post_init__(self) -> None:
         self.check_choices()
@@ -54,6 +55,10 @@ class Fp8(Reference, Quantizer):
             self.only_exact("scale_rule", "mse")
             if not self.per_channel:
                 raise Refused("scale_rule: mse chooses a scale for each row; it needs per_channel: true")
+
+    @property
+    def _rule(self) -> str:
+        return self.scale_rule or ("mse" if self.per_channel and not self.is_reference else "absmax")
 
     @property
     def format(self) -> QuantFormat:
@@ -70,7 +75,7 @@ class Fp8(Reference, Quantizer):
         else:
             reach = absmax_of_rows(weight) if amax is None else amax
             scale = scale_for(reach.expand(weight.shape[0], 1), TOP)
-            if self.scale_rule == "mse":
+            if self._rule == "mse":
                 scale = best_scale(weight, scale, OCTAVE, _cost, _decoded)
             codes = _codes(weight, scale)
         return {"weight": codes, "scale": scale}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_NAMING = "leave it out: the naming of the source is recognised, and the target decides the naming of the output"
+_NAMING = (
+    "leave it out: the naming of the source is recognised, and the target decides the naming of the output; for "
+    "diffusers names write --set target.format=diffusers"
+)
 _COMFYUI = "ComfyUI's format needs a target of its own (target.format); the registered ones: model-converter plugins"
 _SELECT = "choose with quantization.options.target_modules or quantization.rules in a recipe: model-converter init"
 _WHOLE = "leave it out: nothing is deleted by a part of its name; every tensor is quantized, copied or cast"

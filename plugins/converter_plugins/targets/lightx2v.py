@@ -147,8 +147,14 @@ class LightX2V(Target):
         return {role: part.bfloat16().float() if part.dtype in floats else part for role, part in stored.items()}
 
     def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
-        """One scheme for all linear weights of the blocks, or none at all (wan/weights/transformer_weights.py)."""
+        """One scheme for all linear weights of the blocks, or none at all (wan/weights/transformer_weights.py).
+
+        Encoders are loaded strictly, by the code of the model itself: no tensor of another name, no packed format.
+        """
         used: dict[str, list[str]] = {}
+        component = _component(model)
+        if component != _lightx2v_config.DIT:
+            yield from _lightx2v_config.encoder_problems(component, weights)
         for weight in weights:
             if weight.info.kind == "linear" and weight.info.block:
                 used.setdefault(weight.format.name, []).append(weight.name)
@@ -191,8 +197,14 @@ class LightX2V(Target):
                     found[name] = Stored(format, keys)
         return found
 
-    def runtime_config(self, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
-        return _lightx2v_config.runtime_config(weights, path)
+    def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
+        """Of an encoder the file is named, for a folder is not read; nothing if there are several."""
+        component = _component(model)
+        if component != _lightx2v_config.DIT:
+            if len(model.files) != 1:
+                return {}
+            path = model.files[0]
+        return _lightx2v_config.runtime_config(component, weights, path)
 
     def _check_roles(self, format: QuantFormat, roles: set[str], needed: set[str], optional: set[str]) -> None:
         if "zero_point" in roles:
@@ -217,6 +229,10 @@ class LightX2V(Target):
         for role in (*storage.scalars, *storage.optional):
             if role in specs and specs[role] != TensorSpec("F32", ()):
                 raise Refused(f"LightX2V reads {role} of {format} as one F32 number of shape [], not {specs[role]}")
+
+
+def _component(model: ModelFacts) -> str:
+    return str(model.facts.get("component", _lightx2v_config.DIT))
 
 
 def _key(name: str, role: str) -> str:

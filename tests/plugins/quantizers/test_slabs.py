@@ -5,7 +5,7 @@ import torch
 
 from converter_core.api.quantizers import Quantizer
 from converter_core.errors import Refused
-from converter_plugins.quantizers import fp8, int8, mxfp4, nvfp4
+from converter_plugins.quantizers import fp8, gguf_blocks, int8, mxfp4, nvfp4
 
 EVERY = [
     int8.Int8(),
@@ -17,17 +17,20 @@ EVERY = [
     int8.Int8(numerics="lightx2v"),
     fp8.Fp8(),
     fp8.Fp8(per_channel=False),
-    fp8.Fp8(scale_rule="mse"),
+    fp8.Fp8(scale_rule="absmax"),
     fp8.Fp8(numerics="lightx2v"),
     mxfp4.Mxfp4(),
     mxfp4.Mxfp4(scale_rule="rceil"),
     mxfp4.Mxfp4(scale_rule="floor"),
-    mxfp4.Mxfp4(scale_rule="even"),
+    mxfp4.Mxfp4(scale_rule="mse"),
     mxfp4.Mxfp4(numerics="lightx2v"),
     nvfp4.Nvfp4(),
     nvfp4.Nvfp4(scale_rule="absmax"),
     nvfp4.Nvfp4(scale_rule="four_over_six"),
     nvfp4.Nvfp4(numerics="lightx2v"),
+    gguf_blocks.Q8_0(),
+    gguf_blocks.Q5_1(),
+    gguf_blocks.Q4_0(),
 ]
 
 
