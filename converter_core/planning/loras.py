@@ -112,7 +112,7 @@ def plan_loras(
         problems += reading.problems
         for name, several in reading.terms.items():
             terms.setdefault(name, []).extend(several)
-        size, sha256 = Path(section.path).stat().st_size, content_hash(section.path)
+        size, sha256 = reading.file.files[0].size, content_hash(section.path)
         files.append(MergedLora(section, size, sha256, reading.modules(), tuple(reading.unmatched)))
     ordered = {name: tuple(several) for name, several in terms.items()}
     return Loras(tuple(files), ordered, tuple(problems), tuple(warnings))
