@@ -138,7 +138,7 @@ class _Reading:
         self.section = section
         self.path = section.path
         if not Path(self.path).is_file():
-            raise CheckpointError(f"{shown(self.path)}: is no file; a LoRA is one .safetensors, .pt or .pth")
+            raise CheckpointError(f"{shown(self.path)}: is no file; a LoRA is one file of tensors")
         self.file: Checkpoint = stores.open(self.path)
         self.stores = stores
         self.adapter = adapter
