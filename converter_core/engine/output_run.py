@@ -35,7 +35,8 @@ class OutputRun:
         self.staging = Staging(folder, plan.name, plan.file_layouts)
         unfinished = look_for_unfinished(folder, plan.name)
         same = unfinished.begun is not None and unfinished.begun.fingerprint == plan.fingerprint.value
-        self.begun = unfinished.begun if resume and same else None
+        resumes = unfinished.begun is not None and unfinished.begun.resumes(plan.fingerprint)
+        self.begun = unfinished.begun if resume and resumes else None
         self._publishes = unfinished.publishes if same else frozenset()
         self._staged = unfinished.files
         self._claims = self._claimed()
@@ -123,7 +124,7 @@ class OutputRun:
         if self.begun is None:
             replaces, orphans = frozenset(plan.state.replaces), frozenset(plan.state.orphans)
             mark = plan.fingerprint
-            begun = Begun(mark.value, mark.made_of, replaces, orphans, publishes=self._publishes)
+            begun = Begun(mark.value, mark.made_of, replaces, orphans, {}, self._publishes, mark.identity)
             self.journal = Journal.begin(staging.folder, begun)
             staging.clear()
         else:
