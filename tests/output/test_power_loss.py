@@ -95,6 +95,25 @@ def test_power_loss_at_some_moments(
         assert recorded.check(calls) == "", f"before call {moment}: {recorded.disk.calls[moment : moment + 1]}"
 
 
+def test_nothing_is_announced_before_it_is_durable(ask: Asking, plugins: Registry, tmp_path: Path) -> None:
+    """With all lost that no fsync covered: what the journal announces is staged, what the manifest lists is there."""
+    recorded = Recorded(ask, plugins, "by_block", True, tmp_path)
+    calls = recorded.disk.calls
+    announced = next(n for n, call in enumerate(calls) if b'"publishes"' in call.data)
+    last = next(n for n, call in enumerate(calls) if call.kind == "rename" and call.name == "tiny.manifest.json")
+    whole = {name for name in recorded.new if name != "tiny.manifest.json"}
+    for moment, place in ((announced, ".tiny.partial/files/"), (last, "")):
+        lost = list(recorded.disk.after(moment))[1]
+        shutil.rmtree(recorded.again)
+        recorded.again.mkdir()
+        recorded.disk.build(lost, recorded.again)
+        found = contents(recorded.again / "out")
+        assert {name for name in whole if found.get(place + name) != recorded.new[name]} == set()
+    assert "tiny.manifest.json" not in found
+    synced = [call.kind for call in calls[announced:]].index("fsync")
+    assert "rename" not in [call.kind for call in calls[announced : announced + synced]]
+
+
 @pytest.mark.soak
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("layout", LAYOUTS)
