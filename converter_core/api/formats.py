@@ -19,6 +19,7 @@ class QuantFormat:
     scale_dtype: header dtype of the scales, e.g. ``F32``, ``F8_E8M0``; empty: the dtype of the source.
     symmetric: False where a zero point is stored.
     packing: how codes lie in bytes; empty: one to an element, ``low_nibble_first``: two to a byte, even column low.
+    scale_precision: dtype that holds every float32 scale exactly, e.g. ``BF16``; empty: all of its bits may be needed.
     """
 
     name: str = field(compare=False)
@@ -29,6 +30,7 @@ class QuantFormat:
     scale_dtype: str = ""
     symmetric: bool = True
     packing: str = ""
+    scale_precision: str = ""
 
     def __str__(self) -> str:
         return self.name

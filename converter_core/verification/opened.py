@@ -22,7 +22,7 @@ from ..planning.planner import source_tensors
 from ..planning.stores import Stores
 from ..plugins.attribution import call_each
 from ..plugins.registry import Registry
-from ..recipe.load import Recipe, Rule, make_quantizer
+from ..recipe.load import Recipe, Rule, make_plugin, quantizer_for
 from .expected import Expected, reason_of
 from .files import Output
 from .source import Source
@@ -53,7 +53,7 @@ class OpenedOutput:
         self._metadata_schemes = {name: provenance.load(file.metadata) for name, file in output.files.items()}
         self._quantizers: dict[tuple[str, str], Quantizer | None] = {}
         if expected is not None:
-            self.target: Target = registry.targets[expected.target]()
+            self.target: Target = self._target(expected)
             self.weights = [
                 Weight(name, stored, spec) for name, (stored, spec) in expected.weights.items() if stored.keys
             ]
@@ -78,6 +78,14 @@ class OpenedOutput:
                 Weight(key, Stored(UNQUANTIZED, {"weight": key}), None) for key in output.weight_map if key not in parts
             ]
         self.adapter = self._adapter()
+
+    def _target(self, expected: Expected) -> Target:
+        """With the options of the recipe in the manifest; without them if they are none."""
+        cls = self.registry.targets[expected.target]
+        try:
+            return make_plugin(cls, Recipe.from_dict(expected.recipe).target.options)
+        except (ConverterError, RecursionError):
+            return cls()
 
     def _recognise(self) -> tuple[Target, Mapping[str, Stored]]:
         """The target that finds the most weights of its own; file by file, for each has its own metadata."""
@@ -176,8 +184,8 @@ class OpenedOutput:
         if case not in self._quantizers:
             own = {key: value for key, value in options.items() if key != "target_modules"}
             try:
-                known = method in self.registry.quantizers
-                self._quantizers[case] = make_quantizer(self.registry.quantizers[method], own) if known else None
+                cls = self.registry.quantizers.get(method)
+                self._quantizers[case] = quantizer_for(cls, own, self.target) if cls is not None else None
             except ConverterError:  # a file that an option names may be gone; reading back does not need it
                 self._quantizers[case] = None
         return self._quantizers[case]

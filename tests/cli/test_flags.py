@@ -180,7 +180,7 @@ def test_usage_errors(line, words, capsys):
 
 
 @pytest.mark.parametrize("command_name", ["convert", "plan"])
-@pytest.mark.parametrize("flag", [*INSTEAD, "--lora_path", "--comfyui_mode", "--full_quantized", "--ignore_keys"])
+@pytest.mark.parametrize("flag", [*INSTEAD, "--lora_path", "--full_quantized", "--ignore_keys"])
 def test_flags_that_there_are_none_of_are_refused_by_name(flag, command_name, capsys):
     assert run([command_name, "-s", "a", "-o", "b", flag, "forward"]) == 2
     err = capsys.readouterr().err

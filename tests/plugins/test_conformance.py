@@ -20,6 +20,7 @@ from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
+from converter_plugins.targets.comfyui import ComfyUI
 from converter_plugins.targets.lightx2v import LightX2V
 from converter_plugins.targets.plain import Plain
 
@@ -44,6 +45,10 @@ class TestFp8(QuantizerConformance):
     quantizer = Fp8()
 
 
+class TestFp8OfTheWholeWeight(QuantizerConformance):
+    quantizer = Fp8(per_channel=False, scale_dtype="float32")
+
+
 class TestMxfp4(QuantizerConformance):
     quantizer = Mxfp4()
 
@@ -54,8 +59,26 @@ class TestNvfp4(QuantizerConformance):
 
 class TestLightX2V(TargetConformance):
     target = LightX2V()
-    quantizers = (Int8(), Fp8(), Mxfp4(), Nvfp4())
-    refused = (Int8(symmetric=False),)
+    quantizers = (Int8(), Fp8(), Fp8(per_channel=False), Mxfp4(), Nvfp4())
+    refused = (Int8(symmetric=False), Int8(scale_dtype="float32"))
+
+
+class TestComfyUI(TargetConformance):
+    target = ComfyUI()
+    quantizers = (
+        Int8(),
+        Int8(scale_dtype="float32"),
+        Int8(per_channel=False),
+        Fp8(per_channel=False, scale_dtype="float32"),
+        Nvfp4(),
+    )
+    refused = (Fp8(), Int8(symmetric=False), Mxfp4())
+
+
+class TestComfyUIOfOldVersions(TargetConformance):
+    target = ComfyUI(style="legacy")
+    quantizers = (Fp8(per_channel=False),)
+    refused = (Int8(), Nvfp4())
 
 
 class TestPlain(TargetConformance):

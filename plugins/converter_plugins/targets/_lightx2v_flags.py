@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 _NAMING = "leave it out: the naming of the source is recognised, and the target decides the naming of the output"
 _LORA = "merge the LoRA first (LightX2V's converter does that without --quantized), then convert the merged checkpoint"
-_COMFYUI = "ComfyUI's format needs a target of its own (target.format); the registered ones: model-converter plugins"
+_COMFYUI = "leave it out: --comfyui-mode quantizes the linear weights of the blocks, as ComfyUI's own files have it"
 _SELECT = "choose with quantization.options.target_modules or quantization.rules in a recipe: model-converter init"
 _WHOLE = "leave it out: nothing is deleted by a part of its name; every tensor is quantized, copied or cast"
 
@@ -18,7 +18,6 @@ REPLACED_FLAGS: Mapping[str, str] = {
     "--lora-alpha": _LORA,
     "--alpha": _LORA,
     "--lora-key-convert": _LORA,
-    "--comfyui-mode": _COMFYUI,
     "--full-quantized": _COMFYUI,
     "--comfyui-keys": _COMFYUI,
     "--bits": "leave it out: --linear-type says it all (int8 and fp8 have 8 bits, mxfp4 and nvfp4 have 4)",

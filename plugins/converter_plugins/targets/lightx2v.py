@@ -60,10 +60,10 @@ class _Storage:
 _NIBBLES = "low_nibble_first"
 
 FORMATS: Mapping[QuantFormat, _Storage] = {
-    QuantFormat("int8", "int8", 8, "row", scale_dtype="F32"): _Storage("I8"),
-    QuantFormat("fp8", "e4m3", 8, "row", scale_dtype="F32"): _Storage("F8_E4M3"),
+    QuantFormat("int8", "int8", 8, "row", scale_dtype="F32", scale_precision="BF16"): _Storage("I8"),
+    QuantFormat("fp8", "e4m3", 8, "row", scale_dtype="F32", scale_precision="BF16"): _Storage("F8_E4M3"),
     QuantFormat("mxfp4", "e2m1", 4, "group", 32, "F8_E8M0", packing=_NIBBLES): _Storage("U8", ("F8_E8M0",), block=32),
-    QuantFormat("nvfp4", "e2m1", 4, "group", 16, "F8_E4M3", packing=_NIBBLES): _Storage(
+    QuantFormat("nvfp4", "e2m1", 4, "group", 16, "F8_E4M3", packing=_NIBBLES, scale_precision="BF16"): _Storage(
         "U8", ("F8_E4M3",), block=16, scalars=("global_scale",), optional=("input_absmax",)
     ),
 }
@@ -71,14 +71,21 @@ FORMATS: Mapping[QuantFormat, _Storage] = {
 
 
 def storage_of(format: QuantFormat) -> _Storage | None:
-    """None for what LightX2V does not read. Scales of rows may be of any float dtype."""
-    if format.granularity == "row":
-        format = replace(format, scale_dtype="F32")
+    """None for what LightX2V does not read. Scales of rows may be of any float dtype, but float32 ones are cast to
+    bf16 at load. The one scale of a whole weight is written for every row.
+    """
+    if format.granularity == "tensor":
+        format = replace(format, granularity="row")
+    if format.granularity == "row" and format.scale_dtype != "F32":
+        format = replace(format, scale_dtype="F32", scale_precision="BF16")
     return FORMATS.get(format)
 
 
 # These belong to the layer, not to its weight: X.alpha beside X.weight. The last two replace global_scale in files
 # that LightX2V's add_scale_to_models.py has been over; they are read, never written.
+MARKER = ".comfy_quant"
+"""Ends the keys of tensors that name formats in files of ComfyUI, whose int8 weights are called as here."""
+
 LAYER_ROLES = ("input_absmax", "alpha", "input_global_scale")
 
 
@@ -95,7 +102,7 @@ class LightX2V(Target):
         return _key(context.name, role)
 
     def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
-        """Block scales are swizzled (``_swizzle``); all other parts are stored as they are."""
+        """Block scales are swizzled (``_swizzle``), one scale of the whole weight is repeated for every row."""
         format = context.format
         if format == UNQUANTIZED:
             self._check_roles(format, set(parts), {"weight"}, set())
@@ -103,6 +110,11 @@ class LightX2V(Target):
         storage = storage_of(format)
         if storage is None and not format.symmetric:
             self._check_roles(format, set(parts), set(), set())
+        if storage is None and storage_of(replace(format, scale_precision="BF16")) is not None:
+            raise Refused(
+                "has float32 scales, which LightX2V rounds to bfloat16 when it loads them; leave scale_dtype out, or "
+                "write scale_dtype: bfloat16"
+            )
         if storage is None:
             known = ", ".join(map(str, FORMATS))
             raise Refused(
@@ -110,6 +122,9 @@ class LightX2V(Target):
                 "target.format: plain takes any"
             )
         self._check_roles(format, set(parts), {"weight", "scale", *storage.scalars}, set(storage.optional))
+        if format.granularity == "tensor":
+            scale = parts["scale"].reshape(-1, 1).expand(parts["weight"].shape[0], 1)
+            parts = {**parts, "scale": scale.contiguous()}
         self._check_specs(context, storage, {role: spec_of(part) for role, part in parts.items()})
         if not storage.block:
             return parts
@@ -120,6 +135,8 @@ class LightX2V(Target):
     def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         """Canonical parts. A missing ``global_scale`` comes from ``alpha = 1 / (input_global_scale global_scale)``."""
         storage = storage_of(context.format)
+        if storage is not None and context.format.granularity == "tensor":
+            return {**stored, "scale": stored["scale"][:1].reshape(())}
         if storage is None or not storage.block:
             return stored
         rows, blocks = storage.scales(spec_of(stored["weight"]))
@@ -176,7 +193,7 @@ class LightX2V(Target):
     def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
         """By dtypes and shapes, for LightX2V writes no metadata; a file of target ``plain`` says that it is one."""
         found: dict[str, Stored] = {}
-        if FORMATS_KEY in tensors.metadata:
+        if FORMATS_KEY in tensors.metadata or any(key.endswith(MARKER) for key in tensors):
             return found
         for name, spec in tensors.items():
             scale = tensors.get(_key(name, "scale"))
@@ -188,7 +205,7 @@ class LightX2V(Target):
                 known = spec.dtype == storage.weight and scale.dtype in storage.scale
                 whole = set(storage.scalars) <= set(keys) or {"alpha", "input_global_scale"} <= set(keys)
                 if known and whole and scale.shape == storage.stored_scales(spec):
-                    found[name] = Stored(format, keys)
+                    found[name] = Stored(_with_scales(format, scale.dtype), keys)
         return found
 
     def runtime_config(self, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
@@ -217,6 +234,13 @@ class LightX2V(Target):
         for role in (*storage.scalars, *storage.optional):
             if role in specs and specs[role] != TensorSpec("F32", ()):
                 raise Refused(f"LightX2V reads {role} of {format} as one F32 number of shape [], not {specs[role]}")
+
+
+def _with_scales(format: QuantFormat, dtype: str) -> QuantFormat:
+    """The format with row scales of that header dtype."""
+    if format.granularity != "row" or dtype == format.scale_dtype:
+        return format
+    return replace(format, scale_dtype=dtype, scale_precision="")
 
 
 def _key(name: str, role: str) -> str:
