@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/model-converter demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -104,15 +104,26 @@ def _planned(key: str, spec: TensorSpec) -> PlannedWeight:
 
 def _values(name: str, shape: Sequence[int], seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-    values = torch.randn(*shape, generator=generator)
+    values = _bell(shape, generator)
     if len(shape) < 2:
         return 1 + 0.1 * values if name.endswith(".weight") else 0.02 * values
     rows = values.view(shape[0], -1)
-    scale = torch.randn(shape[0], 1, generator=generator).mul_(0.5).exp_()
+    scale = torch.randint(4, 24, (shape[0], 1), generator=generator) / 8  # as rows of real weights differ in size
     rows.mul_(scale / math.sqrt(rows.shape[1]))
     outliers = max(1, values.numel() // 4096)
     rows.view(-1)[torch.randint(values.numel(), (outliers,), generator=generator)] *= 8
     return values
+
+
+def _bell(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Near normal, of unit variance: sums of four whole numbers, so that every machine makes the same bytes.
+
+    ``torch.randn`` goes through logarithms and cosines, which differ in the last bit from one processor to another.
+    """
+    total = torch.zeros(tuple(shape), dtype=torch.int32)
+    for _ in range(4):
+        total += torch.randint(-32767, 32768, tuple(shape), generator=generator, dtype=torch.int32)
+    return total.to(torch.float32) / (32767 * 2 / math.sqrt(3))
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:

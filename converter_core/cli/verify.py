@@ -11,6 +11,7 @@ import typer
 
 from ..sizes import format_bytes
 from . import exit_codes
+from .differences import show_differences
 from .log import Log
 from .output import Json, Quiet, message, print_json, show_facts, show_remarks
 from .progress import progress
@@ -28,6 +29,10 @@ def verify(
         str | None,
         typer.Option("--against", metavar="SOURCE", help="The checkpoint it was made of: measure the error."),
     ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option("--compare", metavar="OUTPUT", help="Another conversion of the same source, shown beside it."),
+    ] = None,
     html: Annotated[
         str | None, typer.Option("--html", metavar="FILE", help="Write a page with the error of every weight.")
     ] = None,
@@ -36,34 +41,41 @@ def verify(
 ) -> None:
     """Check a conversion: files against its manifest and, with --against, every weight against its source.
 
+    With --compare, two conversions: which weights are closer to the source in the second, and which less close.
+
     Exit code 1 if anything is not as it should be, 3 if there was no manifest to check the contents against.
     """
     from ..verification.verify import verify as check
 
     if html is not None:
-        from ..report.page import plotting, write_html
+        from ..report.page import check_page, plotting, write_html
 
-        plotting()  # what is not installed is told before the work, not after it
-    with progress(quiet or as_json, Log(quiet or as_json, Path(output).name)) as show:
-        report = check(output, against, progress=show)
+        plotting()  # what stands in the way is told before the work, not after it
+        check_page(html)
+    reports = []
+    for path in (output, compare):
+        if path is not None:
+            with progress(quiet or as_json, Log(quiet or as_json, Path(path).name)) as show:
+                reports.append(check(path, against, progress=show))
     if html is not None:
-        write_html(report, html)
+        write_html(reports[0], html, compare=reports[1] if compare is not None else None)
         if not (quiet or as_json):
             message(f"written: {html}")
     if as_json:
-        print_json(report.as_dict())
+        print_json(reports[0].as_dict() if compare is None else {"compared": [report.as_dict() for report in reports]})
     elif quiet:
-        _show_problems(report)
+        for report in reports:
+            _show_problems(report)
     else:
-        _show(report)
-    raise typer.Exit(_CODES[_status(report)])
+        for report in reports:
+            _show(report)
+        if compare is not None:
+            show_differences(*reports)
+    raise typer.Exit(max((_CODES[report.status] for report in reports), key=_GRAVITY.index))
 
 
 _CODES = {"ok": exit_codes.OK, "failed": exit_codes.FAILED, "structure only": exit_codes.STRUCTURE_ONLY}
-
-
-def _status(report: Verification) -> str:
-    return report.status
+_GRAVITY = (exit_codes.OK, exit_codes.STRUCTURE_ONLY, exit_codes.FAILED)
 
 
 def _show_problems(report: Verification) -> None:
@@ -87,7 +99,7 @@ def _show(report: Verification) -> None:
             "copied": _copied(report),
             "size": _size(report.bytes_before, report.bytes_after),
             "time": f"{report.seconds:.1f} s",
-            "result": _count(len(report.problems), "problem") if report.problems else _status(report),
+            "result": _count(len(report.problems), "problem") if report.problems else report.status,
         }
     )
     show_remarks(report.notes, ())

@@ -33,7 +33,7 @@ function fill() {
   const body = table.tBodies[0];
   for (const row of rows) {
     const line = body.insertRow();
-    line.className = row.ok ? "" : "failed";
+    line.className = row.kept ? "kept" : row.ok ? "" : "failed";
     line.values = row.values;
     row.texts.forEach((text, at) => {
       const cell = line.insertCell();
@@ -83,6 +83,7 @@ function offerViews(place) {
     button.addEventListener("click", () => {
       buttons.forEach((other) => other.setAttribute("aria-pressed", other === button));
       figure.data[0].z = values;
+      [figure.data[0].zmin, figure.data[0].zmax] = figure.data[0].meta.ranges[name];
       document.getElementById(place.id + "-figure").textContent = JSON.stringify(figure);
       draw();
     });

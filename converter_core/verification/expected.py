@@ -36,6 +36,7 @@ class ExpectedTensor:
 class Expected:
     """What a manifest says. weights: name -> storage, spec before quantization (None: the target made it).
 
+    written_by: distributions and their versions.
     findings: where the manifest contradicts itself, or leaves out what a manifest of this tool always has.
     """
 
@@ -46,6 +47,7 @@ class Expected:
     files: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, ExpectedTensor]
     weights: Mapping[str, tuple[Stored, TensorSpec | None]]
+    written_by: str = ""
     findings: tuple[Problem, ...] = ()
 
 
@@ -135,6 +137,7 @@ def _expected(name: str, content: Mapping[str, Any]) -> Expected:
         files=files,
         tensors=tensors,
         weights=weights,
+        written_by=", ".join(f"{name} {text}" for name, text in sorted(_section(content, "versions").items())),
         findings=found,
     )
 

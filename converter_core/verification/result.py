@@ -88,6 +88,8 @@ class Verification:
     """Whether an output is what it should be. seconds: wall time.
 
     manifest: its path; None: there is none. against: the source that every weight was compared with; None: none was.
+    kept: linear weights that are not quantized. recipe, written_by: what the manifest tells of the conversion.
+    finished: when the verification ended, UTC.
     """
 
     output: str
@@ -98,8 +100,12 @@ class Verification:
     problems: tuple[Problem, ...] = ()
     structure: Structure = field(default_factory=Structure)
     weights: tuple[WeightReport, ...] = ()
+    kept: tuple[WeightReport, ...] = ()
     copied: Copied = field(default_factory=Copied)
     notes: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    written_by: str = ""
+    finished: str = ""
     seconds: float = 0.0
 
     @property

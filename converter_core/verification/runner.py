@@ -57,9 +57,16 @@ class Run:
             problems=tuple(sorted(output.problems, key=lambda problem: (problem.file, problem.tensor, problem.reason))),
             structure=Structure(dict(sorted(output.sizes.items())), len(self.specs), output.checksums),
             weights=tuple(self.weights[weight.name] for weight in weights if weight.name in self.weights),
+            kept=tuple(map(self._blank_report, filter(self._is_kept, weights))),
             copied=self._copied([weight for weight in weights if weight.stored.format == UNQUANTIZED]),
+            recipe=dict(opened.expected.recipe) if opened.expected else {},
+            written_by=opened.expected.written_by if opened.expected else "",
             notes=(*output.notes, *self._without_limit()),
         )
+
+    def _is_kept(self, weight: Weight) -> bool:
+        info = self.infos.get(weight.name)
+        return weight.stored.format == UNQUANTIZED and info is not None and info.kind == "linear"
 
     def _copied(self, weights: list[Weight]) -> Copied:
         before = [self._bytes_before(weight) for weight in weights]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 from ..api.containers import Container
@@ -71,6 +72,7 @@ def verify(
         output=empty.output,
         manifest=empty.manifest,
         against=empty.against,
+        finished=datetime.now(timezone.utc).isoformat(" ", "seconds"),
         seconds=round(time.monotonic() - started, 3),
     )
 

@@ -31,7 +31,7 @@ from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
 
-KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+SOURCE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 QUANTIZERS: tuple[Quantizer, ...] = (
     Int8(),
     Int8(per_channel=False),
@@ -42,11 +42,11 @@ QUANTIZERS: tuple[Quantizer, ...] = (
     Int8(numerics="lightx2v"),
     Fp8(),
     Fp8(per_channel=False),
-    Fp8(scale_rule="mse"),
+    Fp8(scale_rule="absmax"),
     Fp8(numerics="lightx2v"),
     Mxfp4(scale_rule="rceil"),
     Mxfp4(scale_rule="floor"),
-    Mxfp4(scale_rule="even"),
+    Mxfp4(scale_rule="mse"),
     Mxfp4(),
     Mxfp4(numerics="lightx2v"),
     Nvfp4(scale_rule="absmax"),
@@ -77,7 +77,7 @@ def quantized(quantizer: Quantizer, weight: torch.Tensor) -> dict[str, torch.Ten
 def differences(device: torch.device) -> list[str]:
     """Parts that the card makes otherwise than the CPU, of every scheme, rule and dtype."""
     found = []
-    for dtype in KERNEL_DTYPES:
+    for dtype in SOURCE_DTYPES:
         weight = samples(dtype, 512)
         for quantizer in QUANTIZERS:
             expected = quantized(quantizer, weight)

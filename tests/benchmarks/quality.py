@@ -38,7 +38,10 @@ RULES: tuple[tuple[str, tuple[tuple[str, Quantizer], ...]], ...] = (
             ("asymmetric", Int8(symmetric=False)),
         ),
     ),
-    ("fp8", (("absmax", Fp8()), ("mse", Fp8(scale_rule="mse")), ("lightx2v", Fp8(numerics="lightx2v")))),
+    (
+        "fp8",
+        (("absmax", Fp8(scale_rule="absmax")), ("mse", Fp8(scale_rule="mse")), ("lightx2v", Fp8(numerics="lightx2v"))),
+    ),
     (
         "mxfp4",
         (

@@ -59,7 +59,8 @@ class Case:
 
 VARIED: Sequence[Sequence[dict[str, Any]]] = (
     (
-        {"scheme": "fp8"},
+        {"scheme": "fp8", "rule": "absmax"},
+        {"scheme": "fp8", "rule": "mse"},
         {"scheme": "mxfp4", "rule": "rceil"},
         {"scheme": "nvfp4", "rule": "absmax"},
         {"scheme": "mxfp4", "rule": "mse"},

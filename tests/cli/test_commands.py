@@ -123,6 +123,22 @@ def test_a_page_that_cannot_be_drawn_is_refused_before_the_work(kept, tmp_path, 
     assert "install" in capsys.readouterr().err
 
 
+def test_verify_compares_two_conversions(kept, tmp_path, capsys):
+    one, other, source = str(kept / "output_int8"), str(tmp_path / "fp8"), str(kept / "source")
+    assert (
+        run(["convert", "--source", source, "--output", other, "--linear-type", "fp8", "--quantized", "--quiet"]) == 0
+    )
+    capsys.readouterr()
+    page = tmp_path / "both.html"
+    assert run(["verify", one, "--compare", other, "--against", source, "--html", str(page)]) == 0
+    said = "".join(capsys.readouterr())
+    assert "Where they differ most" in said
+    assert "the second is closer to the source in 0 weights, less close in" in said
+    assert "output_int8 and fp8: compared" in page.read_text()
+    assert run(["verify", one, "--compare", other, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["compared"]) == 2
+
+
 def test_verify_without_a_manifest_says_structure_only_and_exits_with_3(kept, tmp_path, capsys):
     copied = tmp_path / "copied"
     shutil.copytree(kept / "output_int8", copied)

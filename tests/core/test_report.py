@@ -14,7 +14,7 @@ from statistics import median
 
 import pytest
 
-from converter_core.errors import ConverterError
+from converter_core.api import ConverterError
 from converter_core.report.page import write_html
 from converter_core.verification.verify import Copied, Problem, Structure, Verification, WeightReport, Worst
 
@@ -107,11 +107,11 @@ def test_what_fails_is_in_the_headline_and_names_cannot_break_out(page):
     text = page(bad_report())
     assert "One problem was found" in text
     assert HOSTILE not in text
-    assert html.escape(repr(HOSTILE)) in text
+    assert "&lt;/script&gt;&lt;b onclick=&#34;x&#34;&gt;&amp;amp;.weight" in text
     rows = data(text, "weights-rows")["rows"]
     assert [row["texts"][0] for row in rows if not row["ok"]] == [HOSTILE]
     assert rows[7]["texts"][5] == "exact"
-    assert data(text, "map-figure")["data"][0]["z"][3][1] is None
+    assert data(text, "map-figure")["data"][0]["z"][3][1] == pytest.approx(data(text, "map-figure")["data"][0]["zmax"])
 
 
 def test_without_a_source_there_are_sizes_and_no_errors(page):
@@ -121,6 +121,74 @@ def test_without_a_source_there_are_sizes_and_no_errors(page):
     assert 'id="map"' not in text
     assert [len(row["texts"]) for row in data(text, "weights-rows")["rows"]] == [5] * 20
     assert page(report(weights=(), copied=Copied())).count("<table>") == 0
+
+
+def kept(block):
+    bare = {"relative_error": None, "sqnr_db": None, "cosine": None, "worst": None, "limit": None}
+    return weight(block, "ffn.0", 0, name=f"blocks.{block}.ffn.0.weight", format="none", **bare)
+
+
+def test_what_is_not_quantized_stays_on_the_map_in_grey(page):
+    whole = report()
+    text = page(report(weights=tuple(w for w in whole.weights if w.block != "3"), kept=(kept(3),)))
+    measured, grey = data(text, "map-figure")["data"]
+    assert measured["x"] == ["0", "1", "2", "3", "4"]
+    column = measured["x"].index("3")
+    row = measured["y"].index("ffn.0")
+    assert measured["z"][row][column] is None
+    assert grey["z"][row][column] == 0
+    assert grey["z"][row][0] is None
+    assert "not quantized" in measured["customdata"][row][column][1]
+    rows = data(text, "weights-rows")["rows"]
+    assert [row["texts"][0] for row in rows if row["kept"]] == ["blocks.3.ffn.0.weight"]
+
+
+def test_one_outlier_does_not_darken_the_rest(page):
+    weights = list(report().weights)
+    weights[5] = weight(1, "self_attn.k", -200.0)
+    scale = data(page(report(weights=tuple(weights))), "map-figure")["data"][0]
+    assert -30 < scale["zmin"] < 21 < 32 < scale["zmax"] < 40
+
+
+def test_stacks_that_are_both_numbered_from_zero_have_rows_of_their_own(page):
+    other = [weight(b, "ffn.0", 15.0, name=f"vace_blocks.{b}.ffn.0.weight") for b in (0, 1)]
+    heat = data(page(report(weights=(*report().weights, *other))), "map-figure")["data"][0]
+    assert heat["y"] == [*(f"blocks.*.{module}" for module in MODULES), "vace_blocks.*.ffn.0"]
+    assert heat["z"][4][:2] == [15.0, 15.0]
+    assert heat["z"][2][0] == pytest.approx(32 - 2 / 7)
+
+
+def test_the_page_says_what_was_made_by_what_and_when(page):
+    made = report(recipe={"quantization": {"method": "<int8>"}}, written_by="acme 1.2", finished="2026-01-02 03:04")
+    text = page(made)
+    assert "&lt;int8&gt;" in text
+    assert "<dd><code>acme 1.2</code></dd>" in text
+    assert "2026-01-02 03:04" in text
+
+
+def test_two_conversions_side_by_side(tmp_path):
+    better = [replace(w, sqnr_db=w.sqnr_db + 6, relative_error=w.relative_error / 2) for w in report().weights]
+    path = tmp_path / "both.html"
+    write_html(report(), path, compare=report(output="/models/wan_better", weights=tuple(better[:-1])))
+    text = path.read_text()
+    assert "wan_mixed and wan_better: compared" in text
+    heat = data(text, "map-figure")["data"][0]
+    assert heat["z"][0][0] == pytest.approx(6)
+    assert heat["z"][3][4] is None  # the second does not have it
+    assert heat["zmin"] == -heat["zmax"]
+    rows = data(text, "weights-rows")["rows"]
+    assert rows[0]["texts"][5] == "0.500"
+    assert rows[-1]["texts"][4:6] == ["", ""]
+
+
+def test_a_page_replaces_a_page_and_nothing_else(page, tmp_path):
+    page(report())
+    page(report())
+    weights = tmp_path / "wan.safetensors"
+    weights.write_bytes(b"weights")
+    with pytest.raises(ConverterError, match=r"wan\.safetensors: is there already and is no page"):
+        write_html(report(), weights)
+    assert weights.read_bytes() == b"weights"
 
 
 def test_two_runs_write_the_same_page(page):

@@ -12,7 +12,7 @@ import torch
 from converter_core.verification import error_stats as sums
 from converter_core.verification.error_stats import ErrorStats
 
-KERNEL_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+SOURCE_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 COLUMNS = [1, 15, 16, 17, 100, 4096, 4111, 13824]
 """Around what the loop takes at a time."""
 
@@ -35,7 +35,7 @@ def pair(rows: int, columns: int, dtype: torch.dtype) -> tuple[torch.Tensor, tor
     return source, source.float() + 0.03 * torch.randn(rows, columns, generator=generator)
 
 
-@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+@pytest.mark.parametrize("dtype", SOURCE_DTYPES)
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_they_are_those_of_numpy(columns: int, dtype: torch.dtype) -> None:
     source, decoded = pair(7, columns, dtype)

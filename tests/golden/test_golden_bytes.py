@@ -30,11 +30,11 @@ LAYOUTS: Mapping[str, Mapping[str, Any]] = {
     "by_block": {},
     "chunked": {"chunk_size": "1MiB"},
 }
-KERNEL_DTYPES = ("BF16", "F16", "F32")
+SOURCE_DTYPES = ("BF16", "F16", "F32")
 OPTIONS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "int8": ({"scale_rule": "mse"}, {"per_channel": False}, {"symmetric": False}, {"target_modules": ["ffn"]}),
-    "fp8": ({"scale_rule": "mse"}, {"per_channel": False}),
-    "mxfp4": ({"scale_rule": "rceil"}, {"scale_rule": "floor"}, {"scale_rule": "even"}),
+    "fp8": ({"scale_rule": "absmax"}, {"per_channel": False}),
+    "mxfp4": ({"scale_rule": "rceil"}, {"scale_rule": "floor"}, {"scale_rule": "mse"}),
     "nvfp4": ({"scale_rule": "absmax"}, {"scale_rule": "four_over_six"}),
 }
 VERSION = "model-converter"
@@ -42,7 +42,7 @@ VERSION = "model-converter"
 
 def cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(name, source, recipe without source and output)."""
-    for scheme, layout, dtype, numerics in product(SCHEMES, LAYOUTS, KERNEL_DTYPES, ("exact", "lightx2v")):
+    for scheme, layout, dtype, numerics in product(SCHEMES, LAYOUTS, SOURCE_DTYPES, ("exact", "lightx2v")):
         yield (
             f"{scheme}-{layout}-{dtype}-{numerics}",
             dtype,
@@ -56,7 +56,7 @@ def cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
             words = "-".join(f"{key}={value}" for key, value in options.items())
             recipe = {"quantization": {"method": scheme, "options": dict(options)}, "target": {"format": "plain"}}
             yield f"{scheme}-{words}", "F32", recipe
-    for dtype, cast in product(KERNEL_DTYPES, ("keep", "bfloat16", "float16", "float32")):
+    for dtype, cast in product(SOURCE_DTYPES, ("keep", "bfloat16", "float16", "float32")):
         yield f"none-{dtype}-{cast}", dtype, {"target": {"dtype": cast, "layout": "by_block"}}
     yield "diffusers-int8", "diffusers", {"quantization": {"method": "int8"}, "target": {"layout": "chunked"}}
     mixed = {"method": "int8", "rules": [{"match": "*.ffn.*", "method": "mxfp4"}]}

@@ -48,7 +48,8 @@ class Fp8(Reference, Calibrated, Quantizer):
     scale_dtype: what scales are rounded to; they are stored as float32 all the same. Left out: what the target takes.
     numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's own converter writes.
     scale_rule: ``absmax``, or ``mse``: absmax times the ratio in [1, 2) with the least squared error in each row.
-        Nothing is clipped; the ratio moves the weights over the grid of mantissas.
+        Nothing is clipped; the ratio moves the weights over the grid of mantissas. Left out: ``mse``; ``absmax`` where
+        there is one scale for the weight, or under ``numerics: lightx2v``.
     activation_absmax: file of activation statistics (LightX2V's ``calib.pt``, or the same in safetensors or JSON), for
         runtimes that quantize activations with a scale from the file.
     """
@@ -58,7 +59,7 @@ class Fp8(Reference, Calibrated, Quantizer):
 
     per_channel: bool = True
     numerics: Numerics = "exact"
-    scale_rule: Literal["absmax", "mse"] = "absmax"
+    scale_rule: Literal["mse", "absmax"] | None = None
     scale_dtype: ScaleDtype = "bfloat16"
     activation_absmax: str | None = None
 
@@ -72,6 +73,10 @@ class Fp8(Reference, Calibrated, Quantizer):
             self.only_exact("scale_rule", "mse")
             if not self.per_channel:
                 raise Refused("scale_rule: mse chooses a scale for each row; it needs per_channel: true")
+
+    @property
+    def _rule(self) -> str:
+        return self.scale_rule or ("mse" if self.per_channel and not self.is_reference else "absmax")
 
     @property
     def format(self) -> QuantFormat:
@@ -92,7 +97,7 @@ class Fp8(Reference, Calibrated, Quantizer):
             codes = _reference_codes(weight, scale)
         else:
             scale = scale_for(absmax_of_rows(weight) if amax is None else amax, TOP, self.scale_dtype)
-            if self.scale_rule == "mse":
+            if self._rule == "mse":
                 scale = best_scale(weight, scale, OCTAVE, _cost, _decoded)
             codes = _codes(weight, scale.expand(weight.shape[0], 1))
         parts = {"weight": codes, "scale": scale}

@@ -45,7 +45,8 @@ class Int8(Reference, Quantizer):
     symmetric: codes -127...127 around zero. Otherwise -128...127 over the range of the row, zero included, with a
         zero point: ``scale = (max - min) / 255``, ``zero_point = round(-128 - min / scale)``.
     numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's own converter writes.
-    scale_rule: ``absmax``, or ``mse``: the clip ratio with the least squared error in each row.
+    scale_rule: ``absmax``, or ``mse``: the clip ratio with the least squared error in each row. It clips the largest
+        weights, and hurts where they meet the largest activations.
     """
 
     name: ClassVar[str] = "int8"

@@ -31,16 +31,17 @@ class Mxfp4(Reference, Quantizer):
     Parts: ``weight`` uint8 [O, I / 2], ``scale`` uint8 [O, I / 32]. A weight is ``e2m1 * 2^(scale - 127)``.
 
     numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's kernel writes.
-    scale_rule: ``rceil`` (the kernel's: the smallest power of two that saturates nothing), ``floor`` (OCP MX 1.0),
-        ``even`` (floor after rounding to E2M1's mantissa), ``mse`` (of floor and floor + 1 the one with the smaller
-        squared error in each block). Left out: ``mse``; under ``numerics: lightx2v`` the kernel's.
+    scale_rule: ``rceil`` (the kernel's: the smallest power of two that saturates nothing), ``floor`` (OCP MX 1.0: cuts
+        the largest weights by up to a quarter), ``even`` (floor after rounding to E2M1's mantissa), ``mse`` (of floor
+        and floor + 1 the one with the smaller squared error in each block; it too may cut the largest weights). Left
+        out: ``even``; under ``numerics: lightx2v`` the kernel's.
     """
 
     name: ClassVar[str] = "mxfp4"
     row_block: ClassVar[int | None] = 1
 
     numerics: Numerics = "exact"
-    scale_rule: Literal["mse", "rceil", "floor", "even"] | None = None
+    scale_rule: Literal["even", "mse", "rceil", "floor"] | None = None
 
     def __post_init__(self) -> None:
         self.check_choices()
@@ -60,7 +61,7 @@ class Mxfp4(Reference, Quantizer):
             scale = _rceil(most)
             reciprocal = _reciprocal(scale).masked_fill_(scale == 0, torch.inf)  # the kernel's flushes to zero first
             return {"weight": encode_as_kernel(weight, reciprocal), "scale": scale.to(torch.uint8)}
-        rule = self.scale_rule or "mse"
+        rule = self.scale_rule or "even"
         if rule == "mse":
             scale = _floor(most)
             scale += (_rceil(most) - scale).mul_(_floor_is_better(weight, _reciprocal(scale)).logical_not_())

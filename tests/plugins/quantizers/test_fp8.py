@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from converter_core.api.tensors import same
 from converter_core.errors import Refused
 from converter_plugins.quantizers.fp8 import Fp8
 
@@ -53,7 +54,7 @@ def reference(spec, weight):
 @pytest.mark.parametrize("columns", [64, 45])
 def test_equals_the_restatement(spec, dtype, columns):
     weight = spec.edges(columns, dtype, TIES)
-    parts = Fp8().quantize(weight)
+    parts = Fp8(scale_rule="absmax").quantize(weight)
     codes, scales = restated(spec, weight)
     assert parts["weight"].dtype is torch.float8_e4m3fn
     assert parts["scale"].dtype is torch.float32
@@ -83,7 +84,7 @@ def test_parity_equals_the_restatement(spec, dtype, columns):
 def test_ties_by_hand():
     # 17 is between 16 (0x58) and 18 (0x59), 19 between 18 and 20 (0x5A); 2^-10 between 0 and 2^-9 (0x01)
     weight = torch.tensor([[448.0, 17.0, 19.0, -17.0, 2.0**-10, -(2.0**-10), -0.0, 1.5 * 2.0**-9]])
-    exact = Fp8().quantize(weight)
+    exact = Fp8(scale_rule="absmax").quantize(weight)
     assert exact["weight"].view(torch.uint8).tolist() == [[0x7E, 0x58, 0x5A, 0xD8, 0x00, 0x80, 0x80, 0x02]]
     assert exact["scale"].item() == 1.0
     parity = Fp8(numerics="lightx2v").quantize(weight)
@@ -132,6 +133,7 @@ def test_mse_moves_the_grid_only_where_it_helps(spec, dtype):
         errors.append((quantizer.dequantize(parts).double() - weight.double()).square().sum(1))
     assert (errors[1] <= errors[0] * (1 + 1e-5)).all()
     assert errors[1][-20:].sum() < 0.96 * errors[0][-20:].sum()
+    assert all(same(part, parts[role]) for role, part in Fp8().quantize(weight).items())
 
 
 def test_dequantizes_every_code():

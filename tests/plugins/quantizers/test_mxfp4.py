@@ -91,11 +91,15 @@ def test_mse_is_the_better_of_two_in_exact_arithmetic(spec, dtype):
     weight = torch.cat(
         [spec.edges(64, dtype, TIES), torch.randn(24, 64, generator=torch.Generator().manual_seed(1)).to(dtype)]
     )
-    assert Mxfp4() == Mxfp4(scale_rule=None)
-    parts = Mxfp4().quantize(weight)
+    parts = Mxfp4(scale_rule="mse").quantize(weight)
     check(parts, restated(spec, weight, lambda block: mse(spec, block)))
     assert not torch.equal(parts["scale"], Mxfp4(scale_rule="rceil").quantize(weight)["scale"])
     assert not torch.equal(parts["scale"], Mxfp4(scale_rule="floor").quantize(weight)["scale"])
+
+
+def test_even_is_what_one_gets_unasked(spec, dtype):
+    weight = spec.edges(96, dtype, TIES)
+    check(Mxfp4().quantize(weight), restated(spec, weight, lambda b: even(spec, np.abs(b).max())))
 
 
 def test_parity_equals_the_restatement(spec, dtype):

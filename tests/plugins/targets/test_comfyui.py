@@ -374,7 +374,7 @@ def test_metadata_that_names_another_arrangement_is_not_believed(sources: dict[s
     metadata["comfyui.formats"] = metadata["comfyui.formats"].replace("high first", "low first")
     (tmp_path / "lie").mkdir()
     save_file(load_file(path), tmp_path / "lie" / "wan.safetensors", metadata)
-    with pytest.raises(CheckpointError, match="nibbles.*low first.*ComfyUI reads"):
+    with pytest.raises(CheckpointError, match=r"nibbles.*low first.*ComfyUI reads"):
         converter_core.inspect(tmp_path / "lie")
 
 
