@@ -19,6 +19,7 @@ from converter_core.api.formats import UNQUANTIZED, QuantFormat
 from converter_core.api.tensors import same
 from converter_core.api.values import OutputTensor, PlannedWeight, SyntheticCheckpoint, TensorSpec, WeightInfo
 from converter_core.checkpoint.synthetic import write_synthetic
+from converter_core.cli import run
 from converter_core.errors import CheckpointError, PlanError, RecipeError, Refused
 from converter_core.plugins.registry import load_plugins
 from converter_plugins.models import _wan_names
@@ -382,7 +383,7 @@ def test_it_is_chosen_by_the_flag_of_another_converter(sources: dict[str, Path],
     for spelling in ("--comfyui_mode", "--comfyui-mode"):
         out = tmp_path / spelling.strip("-")
         words = ["-s", str(sources["original"]), "-o", str(out), "--quantized", "--linear_type", "int8", spelling]
-        assert converter_core.cli.run([*words, "--quiet"]) == 0
+        assert run([*words, "--quiet"]) == 0
         (path,) = out.glob("*.safetensors")
         assert len(reader.load(path).layers) == LAYERS
 
