@@ -6,14 +6,17 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from .api.contexts import ModelFacts
 from .api.models import ModelAdapter
 from .api.values import Stored
 from .checkpoint.files import Checkpoint, NothingKnown, open_checkpoint
+from .checkpoint.recognition import open_source, recognisers
 from .planning import provenance, transcode
 from .planning.planner import source_tensors
-from .plugins.attribution import attribute_errors, call_each, owned_by_any
+from .plugins.attribution import attribute_errors
 from .plugins.registry import Registry, load_plugins
 from .recipe.values import Rule
 
@@ -86,7 +89,7 @@ def inspect(path: str | os.PathLike[str], registry: Registry | None = None) -> I
     skipped: list[str] = []
     with attribute_errors(registry):
         try:
-            checkpoint = open_checkpoint(path, owns_key=owned_by_any(adapters, skipped))
+            checkpoint = open_source(path, adapters, skipped)
         except NothingKnown:
             checkpoint = open_checkpoint(path)
         with checkpoint:
@@ -105,22 +108,24 @@ def _describe(
         found = transcode.with_shapes(found, tensors, target, registry)
     weights = found.weights if found else {}
     original = transcode.unpacked(tensors, found) if found else tensors
-    answers = call_each(adapters, lambda adapter: adapter.recognise(original), skipped)
-    adapter, variant = next(((adapter, variant) for adapter, variant in answers if variant is not None), (None, None))
+    adapter, variant = next(iter(recognisers(adapters, original, skipped)), (None, None))
+    facts = dict(adapter.describe(original)) if adapter else {}
+    files = tuple(str(Path(file.path).absolute()) for file in checkpoint.files)
+    model = ModelFacts(adapter.name if adapter else "", variant or "", facts, tensors.config, files)
     held = Counter(map(checkpoint.file_of, tensors))
     return Inspection(
         path=str(checkpoint.path),
         format=checkpoint.format,
         model=adapter.name if adapter else None,
         variant=variant,
-        facts=dict(adapter.describe(original)) if adapter else {},
+        facts=facts,
         dtypes=dict(Counter(spec.dtype for spec in tensors.values())),
         parameters=sum(spec.numel for spec in original.values()),
         bytes=sum(spec.nbytes for spec in tensors.values()),
         files=tuple(FileSummary(file.name, file.size, held[file.name]) for file in checkpoint.files),
         skipped=checkpoint.skipped,
         quantized=_summary(found.target, weights, checkpoint.metadata) if found else None,
-        runtime_config=dict(target.runtime_config(weights, str(checkpoint.path.absolute()))) if target else {},
+        runtime_config=dict(target.runtime_config(model, weights, str(checkpoint.path.absolute()))) if target else {},
         notes=tuple(target.notes(weights)) if target else (),
         tensors=tuple(
             TensorSummary(key, spec.dtype, spec.shape, checkpoint.file_of(key)) for key, spec in tensors.items()

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .layouts import LayoutWriter
     from .models import ModelAdapter
     from .quantizers import Quantizer
+    from .table_contents import TableContents
+    from .table_model import TableModel
+    from .tables import PREFIXES, Row, Size, Table, linear, norm
     from .targets import Target
     from .tensors import spec_of
     from .values import (
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FLOATING",
     "KERNEL_DTYPES",
+    "PREFIXES",
     "UNQUANTIZED",
     "CheckpointError",
     "Container",
@@ -70,9 +74,14 @@ __all__ = [
     "Quantizer",
     "RecipeError",
     "Refused",
+    "Row",
+    "Size",
     "SourceTensors",
     "Stored",
     "SyntheticCheckpoint",
+    "Table",
+    "TableContents",
+    "TableModel",
     "Target",
     "TensorRef",
     "TensorSpec",
@@ -81,7 +90,9 @@ __all__ = [
     "WeightInfo",
     "hookimpl",
     "kernels_suit",
+    "linear",
     "load_kernels",
+    "norm",
     "parse_bytes",
     "spec_of",
     "unknown",
@@ -123,6 +134,16 @@ _HOME = {
     ".layouts": ("LayoutWriter",),
     ".models": ("ModelAdapter",),
     ".quantizers": ("Quantizer",),
+    ".table_contents": ("TableContents",),
+    ".table_model": ("TableModel",),
+    ".tables": (
+        "PREFIXES",
+        "Row",
+        "Size",
+        "Table",
+        "linear",
+        "norm",
+    ),
     ".targets": ("Target",),
     ".tensors": ("spec_of",),
     ".values": (

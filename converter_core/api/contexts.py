@@ -59,12 +59,16 @@ class SourceTensors(Mapping[str, TensorSpec]):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of the model: the adapter's name, its variant and facts, and the source's ``config.json``."""
+    """What is known of the model: the adapter's name, its variant and facts, and the source's ``config.json``.
+
+    files: paths of the weight files, where they are there already.
+    """
 
     name: str = ""
     variant: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,13 @@ class ModelAdapter(ABC):
     modules: ClassVar[Sequence[str]] = ()
     """The ``WeightInfo.module`` values of linear weights; ``target_modules`` defaults to all of them."""
 
+    default: ClassVar[bool] = False
+    """Shown by ``demo`` and ``init``."""
+
+    auxiliary: ClassVar[bool] = False
+    """A part of a pipeline beside the main model, e.g. a text encoder: taken where it is asked for by name, or where no
+    other adapter recognises anything."""
+
     @abstractmethod
     def owns_key(self, key: str) -> bool:
         """Whether a key is one of this model's. Tells its files from those of other models in the same folder."""
@@ -69,6 +76,10 @@ class ModelAdapter(ABC):
     def config(self, config: Mapping[str, Any], key_format: str) -> Mapping[str, Any]:
         """The model's ``config.json`` in another key format; the very same mapping if it needs no change."""
         return config
+
+    def output_name(self, method: str) -> str:
+        """What the output is called where the recipe does not say."""
+        return f"{self.name}_{method}"
 
     def synthetic(self) -> SyntheticCheckpoint | None:
         """A small checkpoint with real names, for ``demo`` and for tests; None: no such thing."""

@@ -105,6 +105,9 @@ class Target(ABC):
         """This target's quantized weights in a checkpoint, by name. Empty: none, or not this target's."""
         return {}
 
-    def runtime_config(self, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
-        """What to put into the runtime's configuration so that it reads these weights at ``path``. JSON values."""
+    def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
+        """What to put into the runtime's configuration so that it reads these weights at ``path``. JSON values.
+
+        model: without a name where no adapter recognises it.
+        """
         return {}

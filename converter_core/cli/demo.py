@@ -63,10 +63,10 @@ def _demo(folder: Path, wanted: str | None) -> None:
 
 
 def _write_sample(folder: Path, registry: Registry) -> str:
-    """The first model that has a sample; a folder from an earlier demo is left as it is."""
+    """The default model, or the first that has a sample; a folder from an earlier demo is left as it is."""
     from ..checkpoint.synthetic import write_synthetic
 
-    for name, cls in registry.models.items():
+    for name, cls in sorted(registry.models.items(), key=lambda item: not item[1].default):
         sample = cls().synthetic()
         if sample is not None:
             if not folder.exists():

@@ -34,7 +34,7 @@ def recipe(
 ) -> str:
     """The text of a commented YAML file for a scheme; ``file`` is what its own command lines call it."""
     format = target_for(cls.name, registry)
-    model, adapter = next(iter(registry.models.items()))
+    model, adapter = min(registry.models.items(), key=lambda item: not item[1].default)
     devices = ", ".join(_beside(registry.devices, next(iter(registry.devices))))
     backend = registry.devices.get(device.partition(":")[0])
     said = f"{cls.name}: {summary(cls)} {runs_on(registry.targets[format]).get(cls.name, '')} {_note(backend)}"

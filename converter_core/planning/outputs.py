@@ -90,7 +90,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         found = Assignments(unassigned, (), ())
     else:
         found = assign(recipe, registry, source.adapter, source.infos, target, passthrough, main)
-    name = recipe.output.name or f"{source.adapter.name}_{section.method}"
+    name = recipe.output.name or source.adapter.output_name(section.method)
     made = Draft(number, recipe, target, _layout(recipe, registry), name, found, problems=list(found.problems))
     refused = list(_transcode_problems(recipe, target, source, made.notes))
     made.problems += refused

@@ -17,6 +17,7 @@ from ..api.models import ModelAdapter
 from ..api.tensors import raw, typed
 from ..checkpoint.files import Checkpoint, open_checkpoint
 from ..checkpoint.inventory import inventory, skipped_tensors
+from ..checkpoint.recognition import open_source, recognisers
 from ..errors import PlanError
 from ..output import state as output_folder
 from ..output.side_files import CONFIG
@@ -54,9 +55,7 @@ def make_plan(
         raise PlanError(f"{asked.where('performance.device')}: {found.absence}")
     adapters = _adapters(asked, registry)
     skipped: list[str] = []
-    checkpoint = open_checkpoint(
-        Path(asked.source.path), format=asked.source.format, owns_key=attribution.owned_by_any(adapters, skipped)
-    )
+    checkpoint = open_source(Path(asked.source.path), adapters, skipped, format=asked.source.format)
     stores = Stores(checkpoint, open_checkpoint)
     try:
         with attribution.attribute_errors(registry):
@@ -166,8 +165,7 @@ def _config(root: Path) -> Mapping[str, Any]:
 def _recognise(
     adapters: Sequence[ModelAdapter], tensors: SourceTensors, path: Path, skipped: list[str]
 ) -> tuple[ModelAdapter, str]:
-    answers = attribution.call_each(adapters, lambda adapter: adapter.recognise(tensors), skipped)
-    known = [(adapter, variant) for adapter, variant in answers if variant is not None]
+    known = recognisers(adapters, tensors, skipped)
     if len(known) > 1:
         named = " and ".join(adapter.name for adapter, _ in known)
         raise PlanError(f"{path}: {named} both recognise it; say which with source.type (--model-type)")

@@ -20,7 +20,6 @@ import pytest
 
 import converter_core
 from converter_core.checkpoint.synthetic import write_synthetic
-from converter_plugins.models._wan_names import rename
 from converter_plugins.models.wan_dit import WanDit
 
 DIGESTS = Path(__file__).with_name("digests.json")
@@ -68,7 +67,7 @@ CASES = {name: (source, recipe) for name, source, recipe in cases()}
 
 def write_source(folder: Path, source: str) -> Path:
     if source == "diffusers":
-        write_synthetic(folder / source, WanDit().synthetic(), rename=lambda name: rename(name, "diffusers"))
+        write_synthetic(folder / source, WanDit().synthetic(), rename=lambda name: WanDit().rename(name, "diffusers"))
     else:
         write_synthetic(folder / source, WanDit().synthetic(), dtype=source)
     return folder / source

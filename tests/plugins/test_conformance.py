@@ -15,7 +15,9 @@ from converter_plugins.devices.hygon_dcu import HygonDcu
 from converter_plugins.layouts.by_block import ByBlock
 from converter_plugins.layouts.chunked import Chunked
 from converter_plugins.layouts.single_file import SingleFile
+from converter_plugins.models.wan_clip import WanClip
 from converter_plugins.models.wan_dit import WanDit
+from converter_plugins.models.wan_t5 import WanT5
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
@@ -106,6 +108,15 @@ class TestWanDit(ModelConformance):
     model = WanDit()
     key_formats = ("original", "diffusers")
     other_modules = ("audio_injector", "face_adapter")
+
+
+class TestWanT5(ModelConformance):
+    model = WanT5()
+    key_formats = ("original", "transformers")
+
+
+class TestWanClip(ModelConformance):
+    model = WanClip()
 
 
 class TestCpu(DeviceConformance):

@@ -8,10 +8,10 @@ Diffusers key format: transformer_wan.py and transformer_wan_vace.py of huggingf
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from converter_core.api import TensorSpec
+from converter_core.api import Row, Size, Table, TensorSpec, linear, norm
 
 BLOCK = "blocks.{}."
 """Stands for ``blocks.0.``, ``blocks.1.`` ... in both key formats."""
@@ -20,33 +20,6 @@ VACE = "vace_blocks.{}."
 FUSER = "face_adapter.fuser_blocks.{}."
 INJECTOR = "audio_injector.injector.{}."
 ADAIN = "audio_injector.injector_adain_layers.{}."
-
-Axis = int | str
-"""A length: a number, a dimension (``dim``), or a multiple of one (``6*dim``)."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tensor, or one of every block where its names hold ``{}``.
-
-    branch: what a model must have to have it: ``image``, ``flf`` (first and last frame) or ``vace``.
-    only_first: only the first block of its stack has it.
-    """
-
-    name: str
-    diffusers: str
-    shape: tuple[Axis, ...]
-    kind: str
-    branch: str = ""
-    only_first: bool = False
-
-    @property
-    def module(self) -> str:
-        """``self_attn``, ``cross_attn`` or ``ffn`` of a transformer block; of an adapter its first name."""
-        stack, _, inside = self.name.partition("{}.")
-        if not inside:
-            return ""
-        return (inside if stack in ("blocks.", "vace_blocks.") else stack).partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -73,55 +46,43 @@ class Structure:
     fuser_layers: int = 0
     injector_layers: int = 0
 
+    @property
+    def size(self) -> Size:
+        dims = ("dim", "ffn_dim", "in_dim", "out_dim", "text_dim", "freq_dim", "image_dim", "image_tokens")
+        blocks = {
+            BLOCK: self.num_layers,
+            VACE: self.vace_layers,
+            FUSER: self.fuser_layers,
+            INJECTOR: self.injector_layers,
+        }
+        branches = {
+            "image": self.image,
+            "flf": self.flf,
+            "vace": bool(self.vace_layers),
+            "face": bool(self.fuser_layers),
+            "audio": bool(self.injector_layers),
+        }
+        return Size(
+            {dim: getattr(self, dim) for dim in (*dims, "vace_in_dim")},
+            blocks,
+            frozenset(branch for branch, there in branches.items() if there),
+            frozenset({"adain"}) if self.injector_layers else frozenset(),
+        )
+
     def inventory(self, dtype: str = "F32") -> dict[str, TensorSpec]:
         """Every tensor by its original name, in the order of the model's own state dict."""
-        dims: Mapping[str, int] = asdict(self)
-        specs: dict[str, TensorSpec] = {}
-        for part in PARTS:
-            for number in range(dims[part.count] if part.count else 1):
-                for row in part.rows:
-                    if self.has(row) and not (row.only_first and number):
-                        lengths = (length(axis, dims) for axis in row.shape)
-                        specs[row.name.format(number)] = TensorSpec(dtype, tuple(lengths))
-        return specs
-
-    def has(self, row: Row) -> bool:
-        return not row.branch or bool(self.vace_layers if row.branch == "vace" else getattr(self, row.branch))
-
-
-def split(axis: str) -> tuple[int, str]:
-    """``6*dim`` -> (6, ``dim``); ``dim`` -> (1, ``dim``)."""
-    factor, _, dimension = axis.rpartition("*")
-    return int(factor or 1), dimension
-
-
-def length(axis: Axis, dims: Mapping[str, int]) -> int:
-    """KeyError where ``dims`` lacks the dimension."""
-    if isinstance(axis, int):
-        return axis
-    factor, dimension = split(axis)
-    return factor * dims[dimension]
-
-
-def _linear(name: str, diffusers: str, rows: Axis, columns: Axis, kind: str, branch: str = "") -> Iterator[Row]:
-    yield Row(f"{name}.weight", f"{diffusers}.weight", (rows, columns), kind, branch)
-    yield Row(f"{name}.bias", f"{diffusers}.bias", (rows,), "bias", branch)
-
-
-def _layer_norm(name: str, diffusers: str, size: Axis, branch: str = "") -> Iterator[Row]:
-    yield Row(f"{name}.weight", f"{diffusers}.weight", (size,), "norm", branch)
-    yield Row(f"{name}.bias", f"{diffusers}.bias", (size,), "norm", branch)
-
-
-def _rms_norm(name: str, diffusers: str, branch: str = "") -> Row:
-    return Row(f"{name}.weight", f"{diffusers}.weight", ("dim",), "norm", branch)
+        return TABLE.inventory(self.size, dtype)
 
 
 def _attention(name: str, diffusers: str) -> Iterator[Row]:
     for mine, theirs in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0")):
-        yield from _linear(f"{name}.{mine}", f"{diffusers}.{theirs}", "dim", "dim", "linear")
-    yield _rms_norm(f"{name}.norm_q", f"{diffusers}.norm_q")
-    yield _rms_norm(f"{name}.norm_k", f"{diffusers}.norm_k")
+        yield from linear(f"{name}.{mine}", "dim", "dim", also=(f"{diffusers}.{theirs}",))
+    for one in ("norm_q", "norm_k"):
+        yield from norm(f"{name}.{one}", "dim", also=(f"{diffusers}.{one}",))
+
+
+def _embedding(name: str, diffusers: str, rows: int | str, columns: int | str, branch: str = "") -> Iterator[Row]:
+    return linear(name, rows, columns, also=(diffusers,), kind="embedding", branch=branch)
 
 
 _CONDITION = "condition_embedder"
@@ -129,108 +90,79 @@ _IMAGE = f"{_CONDITION}.image_embedder"
 _CROSS, _CROSS_DIFFUSERS = f"{BLOCK}cross_attn", f"{BLOCK}attn2"
 
 HEAD_OF_MODEL: tuple[Row, ...] = (
-    Row("patch_embedding.weight", "patch_embedding.weight", ("dim", "in_dim", 1, 2, 2), "embedding"),
-    Row("patch_embedding.bias", "patch_embedding.bias", ("dim",), "bias"),
-    *_linear("text_embedding.0", f"{_CONDITION}.text_embedder.linear_1", "dim", "text_dim", "embedding"),
-    *_linear("text_embedding.2", f"{_CONDITION}.text_embedder.linear_2", "dim", "dim", "embedding"),
-    *_linear("time_embedding.0", f"{_CONDITION}.time_embedder.linear_1", "dim", "freq_dim", "embedding"),
-    *_linear("time_embedding.2", f"{_CONDITION}.time_embedder.linear_2", "dim", "dim", "embedding"),
-    *_linear("time_projection.1", f"{_CONDITION}.time_proj", "6*dim", "dim", "embedding"),
+    Row("patch_embedding.weight", ("dim", "in_dim", 1, 2, 2), "embedding"),
+    Row("patch_embedding.bias", ("dim",), "bias"),
+    *_embedding("text_embedding.0", f"{_CONDITION}.text_embedder.linear_1", "dim", "text_dim"),
+    *_embedding("text_embedding.2", f"{_CONDITION}.text_embedder.linear_2", "dim", "dim"),
+    *_embedding("time_embedding.0", f"{_CONDITION}.time_embedder.linear_1", "dim", "freq_dim"),
+    *_embedding("time_embedding.2", f"{_CONDITION}.time_embedder.linear_2", "dim", "dim"),
+    *_embedding("time_projection.1", f"{_CONDITION}.time_proj", "6*dim", "dim"),
 )
 
 BLOCKS: tuple[Row, ...] = (
-    Row(f"{BLOCK}modulation", f"{BLOCK}scale_shift_table", (1, 6, "dim"), "modulation"),
+    Row(f"{BLOCK}modulation", (1, 6, "dim"), "modulation", also=(f"{BLOCK}scale_shift_table",)),
     *_attention(f"{BLOCK}self_attn", f"{BLOCK}attn1"),
     # diffusers counts the norms as they are called, the original as they are defined; the other two hold no parameters
-    *_layer_norm(f"{BLOCK}norm3", f"{BLOCK}norm2", "dim"),
+    *norm(f"{BLOCK}norm3", "dim", also=(f"{BLOCK}norm2",), bias=True),
     *_attention(_CROSS, _CROSS_DIFFUSERS),
-    *_linear(f"{_CROSS}.k_img", f"{_CROSS_DIFFUSERS}.add_k_proj", "dim", "dim", "linear", "image"),
-    *_linear(f"{_CROSS}.v_img", f"{_CROSS_DIFFUSERS}.add_v_proj", "dim", "dim", "linear", "image"),
-    _rms_norm(f"{_CROSS}.norm_k_img", f"{_CROSS_DIFFUSERS}.norm_added_k", "image"),
-    *_linear(f"{BLOCK}ffn.0", f"{BLOCK}ffn.net.0.proj", "ffn_dim", "dim", "linear"),
-    *_linear(f"{BLOCK}ffn.2", f"{BLOCK}ffn.net.2", "dim", "ffn_dim", "linear"),
+    *linear(f"{_CROSS}.k_img", "dim", "dim", also=(f"{_CROSS_DIFFUSERS}.add_k_proj",), branch="image"),
+    *linear(f"{_CROSS}.v_img", "dim", "dim", also=(f"{_CROSS_DIFFUSERS}.add_v_proj",), branch="image"),
+    *norm(f"{_CROSS}.norm_k_img", "dim", also=(f"{_CROSS_DIFFUSERS}.norm_added_k",), branch="image"),
+    *linear(f"{BLOCK}ffn.0", "ffn_dim", "dim", also=(f"{BLOCK}ffn.net.0.proj",)),
+    *linear(f"{BLOCK}ffn.2", "dim", "ffn_dim", also=(f"{BLOCK}ffn.net.2",)),
 )
 
 TAIL_OF_MODEL: tuple[Row, ...] = (
-    Row("head.modulation", "scale_shift_table", (1, 2, "dim"), "modulation"),
+    Row("head.modulation", (1, 2, "dim"), "modulation", also=("scale_shift_table",)),
     # 4: the pixels of a patch of 1 x 2 x 2
-    *_linear("head.head", "proj_out", "4*out_dim", "dim", "head"),
-    Row("img_emb.emb_pos", f"{_IMAGE}.pos_embed", (1, "image_tokens", "image_dim"), "embedding", "flf"),
-    *_layer_norm("img_emb.proj.0", f"{_IMAGE}.norm1", "image_dim", "image"),
-    *_linear("img_emb.proj.1", f"{_IMAGE}.ff.net.0.proj", "image_dim", "image_dim", "embedding", "image"),
-    *_linear("img_emb.proj.3", f"{_IMAGE}.ff.net.2", "dim", "image_dim", "embedding", "image"),
-    *_layer_norm("img_emb.proj.4", f"{_IMAGE}.norm2", "dim", "image"),
+    *linear("head.head", "4*out_dim", "dim", also=("proj_out",), kind="head"),
+    Row("img_emb.emb_pos", (1, "image_tokens", "image_dim"), "embedding", also=(f"{_IMAGE}.pos_embed",), branch="flf"),
+    *norm("img_emb.proj.0", "image_dim", also=(f"{_IMAGE}.norm1",), branch="image", bias=True),
+    *_embedding("img_emb.proj.1", f"{_IMAGE}.ff.net.0.proj", "image_dim", "image_dim", "image"),
+    *_embedding("img_emb.proj.3", f"{_IMAGE}.ff.net.2", "dim", "image_dim", "image"),
+    *norm("img_emb.proj.4", "dim", also=(f"{_IMAGE}.norm2",), branch="image", bias=True),
 )
 
+
+def _vace(row: Row) -> Row:
+    """The row of a VACE block that is as one of a block."""
+    also = tuple(VACE + name.removeprefix(BLOCK) for name in row.also)
+    return replace(row, name=VACE + row.name.removeprefix(BLOCK), also=also, branch="vace")
+
+
 VACE_BLOCKS: tuple[Row, ...] = (
-    *(
-        replace(
-            row,
-            name=VACE + row.name.removeprefix(BLOCK),
-            diffusers=VACE + row.diffusers.removeprefix(BLOCK),
-            branch="vace",
-        )
-        for row in BLOCKS
-        if not row.branch
-    ),
+    *(_vace(row) for row in BLOCKS if not row.branch),
     *(
         replace(row, only_first=True)
-        for row in _linear(f"{VACE}before_proj", f"{VACE}proj_in", "dim", "dim", "other", "vace")
+        for row in linear(f"{VACE}before_proj", "dim", "dim", also=(f"{VACE}proj_in",), kind="other", branch="vace")
     ),
-    *_linear(f"{VACE}after_proj", f"{VACE}proj_out", "dim", "dim", "other", "vace"),
+    *linear(f"{VACE}after_proj", "dim", "dim", also=(f"{VACE}proj_out",), kind="other", branch="vace"),
 )
 
 VACE_EMBEDDING: tuple[Row, ...] = (
-    Row(
-        "vace_patch_embedding.weight",
-        "vace_patch_embedding.weight",
-        ("dim", "vace_in_dim", 1, 2, 2),
-        "embedding",
-        "vace",
-    ),
-    Row("vace_patch_embedding.bias", "vace_patch_embedding.bias", ("dim",), "bias", "vace"),
+    Row("vace_patch_embedding.weight", ("dim", "vace_in_dim", 1, 2, 2), "embedding", branch="vace"),
+    Row("vace_patch_embedding.bias", ("dim",), "bias", branch="vace"),
 )
 
 # Of Animate and S2V the table lists what LightX2V builds with its quantized class; their other tensors are extra.
 FUSERS: tuple[Row, ...] = (
-    *_linear(f"{FUSER}linear1_kv", f"{FUSER}linear1_kv", "2*dim", "dim", "linear"),
-    *_linear(f"{FUSER}linear1_q", f"{FUSER}linear1_q", "dim", "dim", "linear"),
-    *_linear(f"{FUSER}linear2", f"{FUSER}linear2", "dim", "dim", "linear"),
+    *linear(f"{FUSER}linear1_kv", "2*dim", "dim", module="face_adapter", branch="face"),
+    *linear(f"{FUSER}linear1_q", "dim", "dim", module="face_adapter", branch="face"),
+    *linear(f"{FUSER}linear2", "dim", "dim", module="face_adapter", branch="face"),
 )
 INJECTORS: tuple[Row, ...] = tuple(
-    row for name in "qkvo" for row in _linear(f"{INJECTOR}{name}", f"{INJECTOR}{name}", "dim", "dim", "linear")
+    row for name in "qkvo" for row in linear(f"{INJECTOR}{name}", "dim", "dim", module="audio_injector", branch="audio")
 )
 # only some S2V models have these; nothing but the tensor itself says how large they are
-ADAINS: tuple[Row, ...] = tuple(_linear(f"{ADAIN}linear", f"{ADAIN}linear", "adain_rows", "adain_columns", "linear"))
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows that follow each other in the state dict. count: the field of ``Structure`` that says how many times."""
-
-    rows: tuple[Row, ...]
-    count: str = ""
-
-
-PARTS = (
-    Part(HEAD_OF_MODEL),
-    Part(BLOCKS, "num_layers"),
-    Part(TAIL_OF_MODEL),
-    Part(VACE_BLOCKS, "vace_layers"),
-    Part(VACE_EMBEDDING),
-    Part(FUSERS, "fuser_layers"),
-    Part(INJECTORS, "injector_layers"),
+ADAINS: tuple[Row, ...] = tuple(
+    linear(f"{ADAIN}linear", "adain_rows", "adain_columns", module="audio_injector", branch="adain")
 )
 
-OUTSIDE = (*HEAD_OF_MODEL, *TAIL_OF_MODEL, *VACE_EMBEDDING)
-"""What stands once in a model."""
-
-STACKS: Mapping[str, tuple[Row, ...]] = MappingProxyType(
-    {BLOCK: BLOCKS, VACE: VACE_BLOCKS, FUSER: FUSERS, INJECTOR: INJECTORS, ADAIN: ADAINS}
+TABLE = Table(
+    (*HEAD_OF_MODEL, *BLOCKS, *TAIL_OF_MODEL, *VACE_BLOCKS, *VACE_EMBEDDING, *FUSERS, *INJECTORS, *ADAINS),
+    ("original", "diffusers"),
+    implied={"flf": "image"},
 )
-"""What stands in every block of a stack."""
-
-ROWS = (*OUTSIDE, *(row for rows in STACKS.values() for row in rows))
 
 _14B = Structure(dim=5120, ffn_dim=13824, num_layers=40)
 _1_3B = Structure(dim=1536, ffn_dim=8960, num_layers=30)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
-from converter_core.api import ModelAdapter, SourceTensors, SyntheticCheckpoint, TensorRef, WeightInfo, hookimpl
+from converter_core.api import (
+    ModelAdapter,
+    Size,
+    SourceTensors,
+    SyntheticCheckpoint,
+    Table,
+    TableModel,
+    hookimpl,
+)
 
-from . import _wan_config, _wan_names
-from ._wan_inventory import FUSER, INJECTOR, VACE, VARIANTS, Structure
-from ._wan_tensors import WanTensors
+from . import _wan_config
+from ._wan_inventory import BLOCK, FUSER, INJECTOR, TABLE, VACE, VARIANTS, Structure
 
 __all__ = ["HEAD_DIM", "SYNTHETIC", "VARIANTS", "Structure", "WanDit"]
 
@@ -19,67 +26,42 @@ HEAD_DIM = 128
 SYNTHETIC = Structure(dim=256, ffn_dim=640, num_layers=3, in_dim=36, text_dim=512, image_dim=384, image=True)
 
 
-class WanDit(ModelAdapter):
+class WanDit(TableModel):
     """Wan2.1 and Wan2.2 transformers (T2V, I2V, FLF2V, TI2V, VACE, Animate, S2V), and fine-tunes of any size."""
 
     name: ClassVar[str] = "wan_dit"
     modules: ClassVar[Sequence[str]] = ("self_attn", "cross_attn", "ffn", "face_adapter", "audio_injector")
+    default: ClassVar[bool] = True
+    table: ClassVar[Table] = TABLE
+    # a modulation table, and what it modulates: together they occur in no other model of these key formats
+    signature: ClassVar[Sequence[Collection[str]]] = (
+        tuple(row.name for row in TABLE.rows if row.kind == "modulation"),
+        ("patch_embedding.weight", f"{BLOCK}self_attn.q.weight"),
+    )
+    variants: ClassVar[Mapping[str, Size]] = {name: structure.size for name, structure in VARIANTS.items()}
 
     def owns_key(self, key: str) -> bool:
-        return _wan_names.is_telling(key)
-
-    def recognise(self, tensors: SourceTensors) -> str | None:
-        """The name of a released model (``VARIANTS``) by dimensions, branches and blocks, else ``unknown``."""
-        found = WanTensors(tensors)
-        return found.variant() if found.is_wan else None
+        """Not ``blocks.N.norm2.weight``: that in the diffusers key format, and also of the T5 that comes with Wan."""
+        return super().owns_key(key) and not (key.startswith("blocks.") and key.endswith(".norm2.weight"))
 
     def describe(self, tensors: SourceTensors) -> Mapping[str, Any]:
         """Dimensions as far as the shapes show them; ``num_heads`` supposes heads of ``HEAD_DIM``."""
-        found = WanTensors(tensors)
+        found = self.contents(tensors)
         facts: dict[str, Any] = {"key_format": found.key_format, "prefix": found.prefix}
         dims = ("dim", "ffn_dim", "in_dim", "out_dim", "text_dim", "freq_dim")
         facts |= {dim: found.dims[dim] for dim in dims if dim in found.dims}
-        facts["num_layers"] = found.num_layers
+        facts["num_layers"] = found.layers(BLOCK)
         heads, rest = divmod(facts.get("dim", 0), HEAD_DIM)
         if heads and not rest:
             facts["num_heads"] = heads
-        facts["image_branch"] = found.image
-        facts["first_last_frame"] = found.flf
+        facts["image_branch"] = "image" in found.branches
+        facts["first_last_frame"] = "flf" in found.branches
         adapters = {"vace_blocks": VACE, "face_adapter_blocks": FUSER, "audio_injector_blocks": INJECTOR}
         facts |= {fact: found.layers(stack) for fact, stack in adapters.items() if found.layers(stack)}
-        if found.variant() == "I2V-A14B":
+        if self.variant(found) == "I2V-A14B":
             facts["expert"] = "one of two, for high or for low noise; convert each into its own folder"
         facts["extra_tensors"] = len(found.extra)
         return facts
-
-    def problems(self, tensors: SourceTensors) -> Iterable[str]:
-        return WanTensors(tensors).problems()
-
-    def foreign(self, tensors: SourceTensors) -> Collection[str]:
-        """Of all-in-one files: the VAE and the text encoder beside the transformer."""
-        return WanTensors(tensors).foreign
-
-    def weights(self, tensors: SourceTensors) -> Iterator[WeightInfo]:
-        """Canonical names are the original ones, without prefix. What the inventory does not know is ``extra``."""
-        foreign = set(self.foreign(tensors))
-        for key, spec in tensors.items():
-            if key in foreign:
-                continue
-            sources = {"weight": TensorRef(key)}
-            known = _wan_names.parse(key)
-            if known is None:
-                name = _wan_names.bare(key)
-                yield WeightInfo(name, sources, "extra", block=_wan_names.block_of(name))
-                continue
-            kind = known.row.kind
-            if kind == "linear" and len(spec.shape) != 2:
-                kind = "other"
-            module = known.row.module if known.row.module in self.modules else ""
-            yield WeightInfo(known.name, sources, kind, module, known.block)
-
-    def rename(self, name: str, key_format: str) -> str:
-        """``key_format``: ``original`` or ``diffusers``; PluginError for another."""
-        return _wan_names.rename(name, key_format)
 
     def config(self, config: Mapping[str, Any], key_format: str) -> Mapping[str, Any]:
         """A diffusers config in the original key format. Any other mapping or key format: the same object."""

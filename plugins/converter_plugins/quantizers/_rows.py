@@ -44,15 +44,15 @@ def scale_for(reach: Tensor, top: float, precision: ScaleDtype = "bfloat16") -> 
 def scale_facts(per_channel: bool, precision: ScaleDtype) -> dict[str, Any]:
     """What a ``QuantFormat`` says of such scales."""
     granularity = "row" if per_channel else "tensor"
-    rounded = "BF16" if precision == "bfloat16" else ""
-    return {"granularity": granularity, "scale_dtype": "F32", "scale_precision": rounded}
+    needed = "F32" if precision == "float32" else ""
+    return {"granularity": granularity, "scale_dtype": "F32", "scale_precision": needed}
 
 
 def options_for(wanted: QuantFormat) -> Mapping[str, Any]:
     """``per_channel`` and ``scale_dtype`` of a format."""
     return {
         "per_channel": wanted.granularity != "tensor",
-        "scale_dtype": "bfloat16" if wanted.scale_precision == "BF16" else "float32",
+        "scale_dtype": "float32" if wanted.scale_precision == "F32" else "bfloat16",
     }
 
 

@@ -58,9 +58,7 @@ class Nvfp4(Reference, Calibrated, Quantizer):
 
     @property
     def format(self) -> QuantFormat:
-        return QuantFormat(
-            self.name, "e2m1", 4, "group", WIDTH, "F8_E4M3", packing="low_nibble_first", scale_precision="BF16"
-        )
+        return QuantFormat(self.name, "e2m1", 4, "group", WIDTH, "F8_E4M3", packing="low_nibble_first")
 
     def observe(self, rows: Tensor, /) -> Parts:
         return {"amax": absmax_of_all(admit(rows))}

@@ -181,8 +181,11 @@ def _fits(format: QuantFormat, tensors: SourceTensors, keys: Mapping[str, str]) 
 
 
 def _with_scale(format: QuantFormat, scale: TensorSpec) -> QuantFormat:
-    """The format with scales of that header dtype, where they are no blocks'."""
-    return replace(format, scale_dtype=scale.dtype) if format.granularity in ("row", "tensor") else format
+    """The format with scales of that header dtype, where they are no blocks'; nobody says that they are rounded."""
+    if format.granularity in ("row", "tensor"):
+        format = replace(format, scale_dtype=scale.dtype)
+    rounded = scale.dtype in ("BF16", "F16") or format.scale_dtype == "F8_E8M0"
+    return format if rounded else replace(format, scale_precision="F32")
 
 
 def _json(metadata: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class ComfyUI(Target):
         """fp8 with one scale for the whole weight; float32 scales as they are."""
         if format.granularity not in ("row", "tensor"):
             return format
-        exact = replace(format, scale_precision="") if format.scale_dtype == "F32" else format
+        exact = replace(format, scale_precision="F32") if format.scale_dtype == "F32" else format
         whole = replace(exact, granularity="tensor")
         return exact if storage_of(exact) is not None or storage_of(whole) is None else whole
 
@@ -170,7 +170,7 @@ class ComfyUI(Target):
     def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
         return _comfyui_files.detect(tensors)
 
-    def runtime_config(self, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
+    def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
         return {
             "folder": "ComfyUI/models/diffusion_models",
             "node": "Load Diffusion Model (UNETLoader)",

@@ -60,10 +60,10 @@ class _Storage:
 _NIBBLES = "low_nibble_first"
 
 FORMATS: Mapping[QuantFormat, _Storage] = {
-    QuantFormat("int8", "int8", 8, "row", scale_dtype="F32", scale_precision="BF16"): _Storage("I8"),
-    QuantFormat("fp8", "e4m3", 8, "row", scale_dtype="F32", scale_precision="BF16"): _Storage("F8_E4M3"),
+    QuantFormat("int8", "int8", 8, "row", scale_dtype="F32"): _Storage("I8"),
+    QuantFormat("fp8", "e4m3", 8, "row", scale_dtype="F32"): _Storage("F8_E4M3"),
     QuantFormat("mxfp4", "e2m1", 4, "group", 32, "F8_E8M0", packing=_NIBBLES): _Storage("U8", ("F8_E8M0",), block=32),
-    QuantFormat("nvfp4", "e2m1", 4, "group", 16, "F8_E4M3", packing=_NIBBLES, scale_precision="BF16"): _Storage(
+    QuantFormat("nvfp4", "e2m1", 4, "group", 16, "F8_E4M3", packing=_NIBBLES): _Storage(
         "U8", ("F8_E4M3",), block=16, scalars=("global_scale",), optional=("input_absmax",)
     ),
 }
@@ -71,21 +71,19 @@ FORMATS: Mapping[QuantFormat, _Storage] = {
 
 
 def storage_of(format: QuantFormat) -> _Storage | None:
-    """None for what LightX2V does not read. Scales of rows may be of any float dtype, but float32 ones are cast to
-    bf16 at load. The one scale of a whole weight is written for every row.
+    """None for what LightX2V does not read. Scales of rows may be of any float dtype; float32 ones are cast to bf16 at
+    load, so those that need all of their bits are not read. One scale of the whole weight is written for every row.
     """
-    if format.granularity == "tensor":
-        format = replace(format, granularity="row")
-    if format.granularity == "row" and format.scale_dtype != "F32":
-        format = replace(format, scale_dtype="F32", scale_precision="BF16")
+    if format.granularity in ("row", "tensor"):
+        format = replace(format, granularity="row", scale_dtype="F32")
     return FORMATS.get(format)
 
 
-# These belong to the layer, not to its weight: X.alpha beside X.weight. The last two replace global_scale in files
-# that LightX2V's add_scale_to_models.py has been over; they are read, never written.
 MARKER = ".comfy_quant"
 """Ends the keys of tensors that name formats in files of ComfyUI, whose int8 weights are called as here."""
 
+# These belong to the layer, not to its weight: X.alpha beside X.weight. The last two replace global_scale in files
+# that LightX2V's add_scale_to_models.py has been over; they are read, never written.
 LAYER_ROLES = ("input_absmax", "alpha", "input_global_scale")
 
 
@@ -110,10 +108,10 @@ class LightX2V(Target):
         storage = storage_of(format)
         if storage is None and not format.symmetric:
             self._check_roles(format, set(parts), set(), set())
-        if storage is None and storage_of(replace(format, scale_precision="BF16")) is not None:
+        if storage is None and storage_of(replace(format, scale_precision="")) is not None:
             raise Refused(
-                "has float32 scales, which LightX2V rounds to bfloat16 when it loads them; leave scale_dtype out, or "
-                "write scale_dtype: bfloat16"
+                "has scales in full float32, and LightX2V rounds them to bfloat16 when it loads them; quantize with "
+                "scale_dtype left out, or scale_dtype: bfloat16"
             )
         if storage is None:
             known = ", ".join(map(str, FORMATS))
@@ -164,8 +162,14 @@ class LightX2V(Target):
         return {role: part.bfloat16().float() if part.dtype in floats else part for role, part in stored.items()}
 
     def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
-        """One scheme for all linear weights of the blocks, or none at all (wan/weights/transformer_weights.py)."""
+        """One scheme for all linear weights of the blocks, or none at all (wan/weights/transformer_weights.py).
+
+        Encoders are loaded strictly, by the code of the model itself: no tensor of another name, no packed format.
+        """
         used: dict[str, list[str]] = {}
+        component = _component(model)
+        if component != _lightx2v_config.DIT:
+            yield from _lightx2v_config.encoder_problems(component, weights)
         for weight in weights:
             if weight.info.kind == "linear" and weight.info.block:
                 used.setdefault(weight.format.name, []).append(weight.name)
@@ -208,8 +212,14 @@ class LightX2V(Target):
                     found[name] = Stored(_with_scales(format, scale.dtype), keys)
         return found
 
-    def runtime_config(self, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
-        return _lightx2v_config.runtime_config(weights, path)
+    def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
+        """Of an encoder the file is named, for a folder is not read; nothing if there are several."""
+        component = _component(model)
+        if component != _lightx2v_config.DIT:
+            if len(model.files) != 1:
+                return {}
+            path = model.files[0]
+        return _lightx2v_config.runtime_config(component, weights, path)
 
     def _check_roles(self, format: QuantFormat, roles: set[str], needed: set[str], optional: set[str]) -> None:
         if "zero_point" in roles:
@@ -240,7 +250,11 @@ def _with_scales(format: QuantFormat, dtype: str) -> QuantFormat:
     """The format with row scales of that header dtype."""
     if format.granularity != "row" or dtype == format.scale_dtype:
         return format
-    return replace(format, scale_dtype=dtype, scale_precision="")
+    return replace(format, scale_dtype=dtype)
+
+
+def _component(model: ModelFacts) -> str:
+    return str(model.facts.get("component", _lightx2v_config.DIT))
 
 
 def _key(name: str, role: str) -> str:

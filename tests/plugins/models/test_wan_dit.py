@@ -482,7 +482,7 @@ def test_a_missing_part_of_vace_is_named():
         "missing 1 of the 29 tensors of block 1 of vace_blocks: vace_blocks.1.self_attn.q.weight; is a shard missing?",
     ]
     (problem,) = wan.problems(without(VACE, "vace_blocks."))
-    assert problem.startswith("there is no VACE block at all (no vace_blocks.0.modulation)")
+    assert problem.startswith("there is no block of vace_blocks at all (no vace_blocks.0.self_attn.q.weight)")
 
 
 def test_adapters_that_the_runtime_reads_quantized():

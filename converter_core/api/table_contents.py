@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a Wan transformer, and what is wrong with it.
+"""What a checkpoint holds of a model that is a table, and what is wrong with it.
 
 The structure is read off the tensors themselves: every tensor votes for the dimensions that its shape shows, so one
 odd tensor neither hides nor shifts the blame to the others.
@@ -9,70 +9,61 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from converter_core.api import FLOATING, TensorSpec
-
-from ._wan_inventory import BLOCK, FUSER, INJECTOR, OUTSIDE, STACKS, VACE, VARIANTS, Row, Structure, length, split
-from ._wan_names import Known, bare, is_companion, is_foreign, parse, rename
+from .tables import COMPONENTS, Known, Row, Size, Table, has, length, split
+from .values import FLOATING, TensorSpec
 
 SHOWN = 4
 """Tensors that a message names before it only counts."""
 
 
-class WanTensors:
-    """known: the keys of the inventory. extra: the others, without those that quantization adds to a weight.
+class TableContents:
+    """known: the keys of the table. extra: the others, without those that quantization adds to a weight.
 
     foreign: keys of other models in the same file (VAE, text encoder). dims: what could be read off the shapes; a
-    dimension that no tensor shows is absent. stacks: the numbers of the blocks there are of each.
+    dimension that no tensor shows is absent. stacks: the numbers of the blocks there are of each. branches: what it has
+    of them.
     """
 
-    def __init__(self, tensors: Mapping[str, TensorSpec]) -> None:
-        parsed = {key: parse(key) for key in tensors}
+    def __init__(self, table: Table, tensors: Mapping[str, TensorSpec], ignored: tuple[str, ...] = ()) -> None:
+        parsed = {key: table.parse(key) for key in tensors}
+        self.table = table
         self.tensors = tensors
         self.known: dict[str, Known] = {key: known for key, known in parsed.items() if known is not None}
         self.prefix = _most(known.prefix for known in self.known.values()) or ""
-        self.foreign = [key for key, known in parsed.items() if known is None and is_foreign(key, self.prefix)]
+        self.foreign = [
+            key
+            for key, known in parsed.items()
+            if known is None and (not key.startswith(self.prefix) or key.startswith((*COMPONENTS, *ignored)))
+        ]
         others = set(self.foreign)
         beyond = [key for key, known in parsed.items() if known is None and key not in others]
-        self.extra = [key for key in beyond if not is_companion(key)]
+        self.extra = [key for key in beyond if not table.is_companion(key)]
         self.keys: dict[str, list[str]] = defaultdict(list)
         for key, found in parsed.items():
             if key not in others:
-                self.keys[found.name if found else bare(key)].append(key)
+                self.keys[found.name if found else table.bare(key)].append(key)
         self.dims = _vote(self.known, tensors)
-        self.stacks = {stack: _numbers(self.known.values(), stack) for stack in STACKS}
-        self.num_layers = self.layers(BLOCK)
-        branches = {known.row.branch for known in self.known.values()}
-        self.flf = "flf" in branches
-        self.image = self.flf or "image" in branches
-        self.vace = "vace" in branches
-        self.key_format = _most(known.key_format for known in self.known.values() if known.key_format) or "original"
+        self.stacks = {stack: _numbers(self.known.values(), stack) for stack in table.stacks}
+        named = {known.row.branch for known in self.known.values()} - {""}
+        self.branches = frozenset({*named, *(table.implied[branch] for branch in named if branch in table.implied)})
+        spellings = (known.key_format for known in self.known.values() if known.key_format)
+        self.key_format = _most(spellings) or table.key_formats[0]
 
     def layers(self, stack: str) -> int:
         return self.stacks[stack][-1] + 1 if self.stacks[stack] else 0
 
-    @property
-    def is_wan(self) -> bool:
-        """A modulation table, and what it modulates: together they occur in no other model of these key formats."""
-        rows = {known.row.name for known in self.known.values()}
-        return any(name.endswith("modulation") for name in rows) and bool(
-            rows & {"patch_embedding.weight", "blocks.{}.self_attn.q.weight"}
-        )
-
-    def variant(self) -> str:
-        return next((name for name, structure in VARIANTS.items() if self._is(structure)), "unknown")
-
-    def _is(self, structure: Structure) -> bool:
-        stacks = {
-            BLOCK: structure.num_layers,
-            VACE: structure.vace_layers,
-            FUSER: structure.fuser_layers,
-            INJECTOR: structure.injector_layers,
-        }
+    def is_of(self, size: Size) -> bool:
+        """Whether it is that model, by all that its tensors show."""
         return (
-            all(self.dims.get(dim) == getattr(structure, dim) for dim in ("dim", "ffn_dim", "in_dim"))
-            and (self.image, self.flf) == (structure.image, structure.flf)
-            and all(self.layers(stack) == layers for stack, layers in stacks.items())
+            all(self.dims.get(dim, wanted) == wanted for dim, wanted in size.dims.items())
+            and size.branches <= self.branches <= size.branches | size.optional
+            and all(self.layers(stack) == count for stack, count in size.blocks.items())
         )
+
+    def holds(self, *groups: Iterable[str]) -> bool:
+        """Whether at least one row of each group is there, by their names."""
+        names = {known.row.name for known in self.known.values()}
+        return all(not names.isdisjoint(group) for group in groups)
 
     def problems(self) -> Iterator[str]:
         yield from self._twice()
@@ -80,12 +71,11 @@ class WanTensors:
         yield from self._misshapen()
 
     def spell(self, name: str) -> str:
-        """An original name as this checkpoint would spell it."""
-        return self.prefix + rename(name, self.key_format)
+        """A name of the first key format as this checkpoint would spell it."""
+        return self.prefix + self.table.rename(name, self.key_format)
 
     def _expected(self, rows: Iterable[Row]) -> Iterator[Row]:
-        branches = {"": True, "image": self.image, "flf": self.flf, "vace": self.vace}
-        return (row for row in rows if branches[row.branch])
+        return (row for row in rows if has(self.branches, row))
 
     def _twice(self) -> Iterator[str]:
         twice = [f"{name} (as {' and as '.join(keys)})" for name, keys in self.keys.items() if len(keys) > 1]
@@ -96,15 +86,18 @@ class WanTensors:
             )
 
     def _missing(self) -> Iterator[str]:
-        outside = [row.name for row in self._expected(OUTSIDE) if row.name not in self.keys]
+        outside = [row.name for row in self._expected(self.table.outside) if row.name not in self.keys]
         if outside:
             names = [self.spell(name) for name in outside]
             yield f"missing {_tensors(len(names))} outside the blocks: {_some(names)}; is a shard missing?"
-        if not self.stacks[BLOCK]:
-            yield f"there is no block at all (no {self.spell('blocks.0.self_attn.q.weight')}); is a shard missing?"
-        if self.vace and not self.stacks[VACE]:
-            yield f"there is no VACE block at all (no {self.spell('vace_blocks.0.modulation')}); is a shard missing?"
         for stack, blocks in self.stacks.items():
+            expected = [row for row in self._expected(self.table.stacks[stack]) if not row.only_first]
+            if expected and not blocks:
+                example = next((row for row in expected if row.kind == "linear"), expected[0])
+                yield (
+                    f"there is no block{self._of(stack)} at all (no {self.spell(example.name.format(0))}); "
+                    "is a shard missing?"
+                )
             yield from self._holes(stack, blocks)
             yield from self._lacking(stack, blocks)
 
@@ -114,12 +107,12 @@ class WanTensors:
         ]
         if holes:
             yield (
-                f"missing every tensor of {_blocks(holes, stack)}, while there are blocks up to {blocks[-1]}; "
+                f"missing every tensor of {self._blocks(holes, stack)}, while there are blocks up to {blocks[-1]}; "
                 "is a shard missing?"
             )
 
     def _lacking(self, stack: str, blocks: Sequence[int]) -> Iterator[str]:
-        rows = list(self._expected(STACKS[stack]))
+        rows = list(self._expected(self.table.stacks[stack]))
         lacking: dict[tuple[Row, ...], list[int]] = defaultdict(list)
         for block in blocks:
             wanted = (row for row in rows if not (row.only_first and block))
@@ -130,7 +123,7 @@ class WanTensors:
                 each = "each of " if len(where) > 1 else ""
                 count = sum(not (row.only_first and where[0]) for row in rows)
                 yield (
-                    f"missing {len(absent)} of the {_tensors(count)} of {each}{_blocks(_runs(where), stack)}: "
+                    f"missing {len(absent)} of the {_tensors(count)} of {each}{self._blocks(_runs(where), stack)}: "
                     f"{_some(names)}; is a shard missing?"
                 )
 
@@ -146,9 +139,18 @@ class WanTensors:
         if len(wrong) > 2 * SHOWN:
             yield f"{len(wrong) - 2 * SHOWN} more tensors have an unexpected shape"
 
+    def _of(self, stack: str) -> str:
+        """Which stack, where it is not the first one."""
+        return "" if stack == next(iter(self.stacks)) else f" of {stack.partition('.{}')[0]}"
+
+    def _blocks(self, runs: Sequence[tuple[int, int]], stack: str) -> str:
+        text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+        single = len(runs) == 1 and runs[0][0] == runs[0][1]
+        return f"{'block' if single else 'blocks'} {text}{self._of(stack)}"
+
 
 def _numbers(known: Iterable[Known], stack: str) -> list[int]:
-    return sorted({int(found.block) for found in known if found.block and found.row.name.startswith(stack)})
+    return sorted({int(found.block) for found in known if found.block and found.row.stack == stack})
 
 
 def _vote(known: Mapping[str, Known], tensors: Mapping[str, TensorSpec]) -> dict[str, int]:
@@ -191,13 +193,6 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((number, number))
     return runs
-
-
-def _blocks(runs: Sequence[tuple[int, int]], stack: str) -> str:
-    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-    single = len(runs) == 1 and runs[0][0] == runs[0][1]
-    of = "" if stack == BLOCK else f" of {stack.partition('.{}')[0]}"
-    return f"block {text}{of}" if single else f"blocks {text}{of}"
 
 
 def _tensors(count: int) -> str:
