@@ -19,7 +19,7 @@ class QuantFormat:
     scale_dtype: header dtype of the scales, e.g. ``F32``, ``F8_E8M0``; empty: the dtype of the source.
     symmetric: False where a zero point is stored.
     packing: how codes lie in bytes; empty: one to an element, ``low_nibble_first``: two to a byte, even column low.
-    scale_precision: ``F32`` where float32 scales need all of their bits; empty: bf16 holds them, so that a runtime which
+    scale_precision: ``F32`` where float32 scales need all of their bits; empty: bf16 holds them, so a runtime that
         casts them at load loses nothing, or nobody says.
     """
 

@@ -22,8 +22,7 @@ from converter_core.checkpoint.synthetic import write_synthetic
 from converter_core.cli import run
 from converter_core.errors import CheckpointError, PlanError, RecipeError, Refused
 from converter_core.plugins.registry import load_plugins
-from converter_plugins.models import _wan_names
-from converter_plugins.models._wan_inventory import Structure
+from converter_plugins.models.wan_dit import Structure, WanDit
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
@@ -46,7 +45,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tiny")
     sample = SyntheticCheckpoint(TINY.inventory("BF16"))
     write_synthetic(root / "original", sample, shards=1)
-    write_synthetic(root / "diffusers", sample, shards=1, rename=lambda name: _wan_names.rename(name, "diffusers"))
+    write_synthetic(root / "diffusers", sample, shards=1, rename=lambda name: WanDit().rename(name, "diffusers"))
     return {name: root / name for name in ("original", "diffusers")}
 
 
