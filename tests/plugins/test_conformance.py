@@ -19,6 +19,7 @@ from converter_plugins.models.wan_clip import WanClip
 from converter_plugins.models.wan_dit import WanDit
 from converter_plugins.models.wan_t5 import WanT5
 from converter_plugins.quantizers.fp8 import Fp8
+from converter_plugins.quantizers.gguf_blocks import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
@@ -59,6 +60,18 @@ class TestNvfp4(QuantizerConformance):
     quantizer = Nvfp4()
 
 
+class TestQ8_0(QuantizerConformance):
+    quantizer = Q8_0()
+
+
+class TestQ5_0(QuantizerConformance):
+    quantizer = Q5_0()
+
+
+class TestQ4_1(QuantizerConformance):
+    quantizer = Q4_1()
+
+
 class TestLightX2V(TargetConformance):
     target = LightX2V()
     quantizers = (Int8(), Fp8(), Fp8(per_channel=False), Mxfp4(), Nvfp4())
@@ -85,7 +98,7 @@ class TestComfyUIOfOldVersions(TargetConformance):
 
 class TestPlain(TargetConformance):
     target = Plain()
-    quantizers = (Int8(symmetric=False), Fp8(per_channel=False), Mxfp4(), Nvfp4())
+    quantizers = (Int8(symmetric=False), Fp8(per_channel=False), Mxfp4(), Nvfp4(), Q4_0(), Q5_1())
 
 
 class TestSingleFile(LayoutWriterConformance):

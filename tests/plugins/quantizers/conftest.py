@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from converter_plugins.quantizers import _loops
+from converter_plugins.quantizers import _gguf_loops, _loops
 
 F32 = np.float32
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
@@ -116,10 +116,11 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 def loops(request: pytest.FixtureRequest) -> Iterator[str]:
     """All that is said of the quantizers holds with the compiled loops and without."""
     if request.param == "compiled":
-        if _loops._library is None:
+        if _loops._library is None or _gguf_loops._library is None:
             pytest.skip("the loops are not compiled")
         yield request.param
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_loops, "_library", None)
+        patch.setattr(_gguf_loops, "_library", None)
         yield request.param

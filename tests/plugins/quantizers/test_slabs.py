@@ -5,7 +5,7 @@ import torch
 
 from converter_core.api.quantizers import Quantizer
 from converter_core.errors import Refused
-from converter_plugins.quantizers import fp8, int8, mxfp4, nvfp4
+from converter_plugins.quantizers import fp8, gguf_blocks, int8, mxfp4, nvfp4
 
 EVERY = [
     int8.Int8(),
@@ -28,6 +28,9 @@ EVERY = [
     nvfp4.Nvfp4(scale_rule="absmax"),
     nvfp4.Nvfp4(scale_rule="four_over_six"),
     nvfp4.Nvfp4(numerics="lightx2v"),
+    gguf_blocks.Q8_0(),
+    gguf_blocks.Q5_1(),
+    gguf_blocks.Q4_0(),
 ]
 
 
