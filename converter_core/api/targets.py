@@ -32,7 +32,7 @@ class Target(ABC):
     row_block: ClassVar[int | None] = None
     """As ``Quantizer.row_block``, for ``encode`` and ``decode``."""
 
-    single_file: ClassVar[bool] = False
+    one_file: ClassVar[bool] = False
     """Whether the runtime reads one file only; layouts that make several are refused."""
 
     container: ClassVar[Any] = None

@@ -124,7 +124,7 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
 
     container = file_layout.container_of(target)
     files = file_layout.spread(made.layout, container, made.name, weights)
-    if target.single_file and len(files) > 1:
+    if target.one_file and len(files) > 1:
         problems.append(
             f"{recipe.where('target.layout')}: target {target.name} reads one file, and layout {made.layout.name} "
             f"makes {len(files)}; leave the layout out, or choose one that makes a single file"

@@ -68,7 +68,7 @@ class ComfyUI(Target):
 
     name: ClassVar[str] = "comfyui"
     row_block: ClassVar[int | None] = ROWS
-    single_file: ClassVar[bool] = True
+    one_file: ClassVar[bool] = True
     flags: ClassVar[Mapping[str, Mapping[str, str]]] = {"--comfyui-mode": {"target.format": "comfyui"}}
     runs_on: ClassVar[Mapping[str, str]] = {
         format.name: f"ComfyUI {storage.since} or newer runs it." for format, storage in FORMATS.items()
