@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
+    from ..trusted import read_file
     from .containers import Container
     from .contexts import ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
@@ -94,6 +95,7 @@ __all__ = [
     "load_kernels",
     "norm",
     "parse_bytes",
+    "read_file",
     "spec_of",
     "unknown",
 ]
@@ -116,6 +118,7 @@ _HOME = {
         "kernels_suit",
     ),
     "..sizes": ("parse_bytes",),
+    "..trusted": ("read_file",),
     ".containers": ("Container",),
     ".contexts": (
         "ModelFacts",

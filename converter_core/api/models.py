@@ -73,9 +73,12 @@ class ModelAdapter(ABC):
         """A weight's name in another key format; no two weights may get the same."""
         return name
 
-    def config(self, config: Mapping[str, Any], key_format: str) -> Mapping[str, Any]:
-        """The model's ``config.json`` in another key format; the very same mapping if it needs no change."""
-        return config
+    def config(self, tensors: SourceTensors, key_format: str) -> Mapping[str, Any]:
+        """The model's ``config.json`` for a key format, from the source's (``tensors.config``) and from the tensors.
+
+        ``tensors.config`` itself where it needs no change. Raises ``Refused`` where the model cannot be told in it.
+        """
+        return tensors.config
 
     def output_name(self, method: str) -> str:
         """What the output is called where the recipe does not say."""

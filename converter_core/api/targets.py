@@ -26,9 +26,6 @@ class Target(ABC):
     default: ClassVar[bool] = False
     """Taken when a recipe names none."""
 
-    key_format: ClassVar[str] = "original"
-    """The key format that model adapters are asked for."""
-
     row_block: ClassVar[int | None] = None
     """As ``Quantizer.row_block``, for ``encode`` and ``decode``."""
 
@@ -46,6 +43,21 @@ class Target(ABC):
 
     flags: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """Switches that stand for keys of a recipe, e.g. ``{"--myrt-mode": {"target.format": "myrt"}}``."""
+
+    @property
+    def key_format(self) -> str:
+        """The key format that model adapters are asked for."""
+        return "original"
+
+    @property
+    def config_format(self) -> str:
+        """The key format that ``config.json`` is asked for in; that of the names unless a runtime mixes them."""
+        return self.key_format
+
+    @property
+    def file_name(self) -> str:
+        """The one name that the runtime looks for, without suffix; empty: any (``output.name``)."""
+        return ""
 
     @abstractmethod
     def key(self, context: WeightContext, role: str, /) -> str:
@@ -94,7 +106,10 @@ class Target(ABC):
         return Extras()
 
     def config(self, config: Mapping[str, Any], weights: Sequence[PlannedWeight], /) -> Mapping[str, Any] | None:
-        """The output's ``config.json``, where the runtime wants its own; None: the source's is copied if asked for."""
+        """The output's ``config.json``, where the runtime wants its own; None: the source's is copied if asked for.
+
+        config: as the model adapter tells it in ``config_format``; empty if it is not known. Raises ``Refused``.
+        """
         return None
 
     def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:

@@ -273,7 +273,7 @@ def _no_weights(folder: Path, format: str | None, weights: Sequence[str]) -> str
     if (folder / "model_index.json").is_file():
         models = [entry for entry in inside if entry.name.startswith("transformer")] or [folder / "transformer"]
         remedy = " or ".join(map(shown, models))
-        return f"{shown(folder)}: is a diffusers pipeline; give the folder of its transformer: {remedy}"
+        return f"{shown(folder)}: is a whole pipeline; give the folder of its transformer: {remedy}"
     lacks = " and no ".join(" or ".join(FORMATS[name]) for name in ([format] if format else FORMATS))
     there = f"; there is {some(weights)}" if weights else ""
     there += f"; there are some in {', '.join(map(shown, inside))}" if inside else ""

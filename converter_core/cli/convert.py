@@ -61,9 +61,11 @@ def run(asked: Asked, *, resume: bool = True, quiet: bool = False) -> dict[str, 
     log.begin(*asked.paths())  # before torch is imported, which takes seconds
     with resumable(), log.ending() as end:
         from ..engine.convert import convert as run_conversion
+        from ..engine.memory import keep_freed_memory
         from ..planning.planner import make_plan
         from ..plugins.registry import load_plugins
 
+        keep_freed_memory()
         registry = load_plugins()
         recipe = asked.load(registry)
         with make_plan(recipe, registry, require_device=True) as plan:

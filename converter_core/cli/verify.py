@@ -45,8 +45,10 @@ def verify(
 
     Exit code 1 if anything is not as it should be, 3 if there was no manifest to check the contents against.
     """
+    from ..engine.memory import keep_freed_memory
     from ..verification.verify import verify as check
 
+    keep_freed_memory()
     if html is not None:
         from ..report.page import check_page, plotting, write_html
 

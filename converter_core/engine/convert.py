@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..api.devices import DeviceStream
-from ..errors import ConversionError, ConverterError, PlanError
-from ..output import state as output_folder
+from ..errors import ConversionError, ConverterError, PlanError, shown
 from ..output.manifest import manifest_name
+from ..output.state import OutputState, output_state
 from ..planning.jobs import Export, Job
 from ..planning.plan import OutputPlan, Plan
 from ..planning.planner import make_plan
 from ..planning.slab_size import Cut, cut
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe
-from .memory import Budget, keep_freed_memory, peak_memory
+from ..trusted import Folder, make_folder
+from .memory import Budget, peak_memory
 from .output_run import OutputRun
 from .result import OutputResult, Result
 from .slabs import Worker
@@ -51,57 +52,55 @@ def convert(
             raise PlanError(plan.resources.absence)
     else:
         plan = make_plan(recipe, registry, overrides=overrides, require_device=True)
-    with plan:
+    with plan, ExitStack() as stack:
         if plan.problems:
             raise PlanError(*plan.problems)
-        open_outputs = [output for output in plan.outputs if not output.state.done]
+        runs = []
+        for output in plan.outputs:
+            folder = stack.enter_context(_locked(output.path))
+            runs.append(OutputRun(replace(output, state=_state(output)), folder, resume))
+            stack.callback(runs[-1].close)
+            runs[-1].compare()
+        unfinished = {run.plan.number: run for run in runs if not run.is_done}
         resumed: Mapping[int, Mapping[str, int]] = {}
-        if open_outputs:
-            keep_freed_memory()
-            with ExitStack() as locks:
-                for output in open_outputs:
-                    output.path.mkdir(parents=True, exist_ok=True)
-                    locks.enter_context(_locked(output.path))
-                    _look_again(output)
-                resumed = _Run(plan, open_outputs, resume, progress).run()
-        return _result(plan, started, resumed)
+        if unfinished:
+            plan.stores.check_open()
+            resumed = _Run(plan, unfinished, progress).run()
+        for run in runs:
+            if run.is_done:
+                run.tidy()
+        return _result(plan, started, runs, resumed)
 
 
-def _look_again(output: OutputPlan) -> None:
-    """What stood in the output folder when it was planned may have changed until the lock was ours."""
+def _state(output: OutputPlan) -> OutputState:
+    """Of the output folder, now that the lock is ours: what was planned with may have changed."""
     overwrite = output.recipe.output.overwrite
-    now = output_folder.output_state(output.path, output.name, output.published, output.fingerprint, overwrite)
-    if now.problems or now.done:
-        changed = f"{output.path}: another conversion wrote there in the meantime; run the same command again"
-        raise PlanError(*(now.problems or (changed,)))
+    found = output_state(output.path, output.name, output.file_layouts, output.published, output.fingerprint, overwrite)
+    if found.problems:
+        raise PlanError(*found.problems)
+    return found
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[None]:
+def _locked(output: Path) -> Iterator[Folder]:
     """One process at a time writes to an output folder; the lock dies with its owner and leaves no file."""
-    fd = os.open(output, os.O_RDONLY)
-    try:
+    with make_folder(output) as folder:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConversionError(f"{output}: another conversion is writing there; wait for it or stop it") from None
+            raise ConversionError(
+                f"{shown(output)}: another conversion is writing there; wait for it or stop it"
+            ) from None
         except OSError:
             pass  # a file system without locks on folders: two runs at once are then the user's to avoid
-        yield
-    finally:
-        os.close(fd)
+        yield folder
 
 
 class _Run:
-    def __init__(
-        self,
-        plan: Plan,
-        outputs: Sequence[OutputPlan],
-        resume: bool,
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
+    def __init__(self, plan: Plan, runs: Mapping[int, OutputRun], progress: Callable[[Progress], None] | None) -> None:
+        """runs: by the number of the output."""
         self.plan = plan
-        self.runs = {output.number: OutputRun(output, resume) for output in outputs}
+        self.runs = runs
         self.jobs = [job for job in plan.jobs if any(export.output in self.runs for export in job.exports)]
         self.pool: WorkerPool[Job] = WorkerPool(sum(job.source_nbytes for job in self.jobs), progress)
         self.budget = Budget(plan.resources.max_memory)
@@ -110,16 +109,12 @@ class _Run:
 
     def run(self) -> dict[int, dict[str, int]]:
         """What was resumed of each output: tensors and bytes."""
-        try:
-            for one in self.runs.values():
-                one.begin()
-            self.pool.run(self.jobs, self.plan.resources.workers, self._worker, self.budget.close)
-            self.plan.stores.check_unchanged()
-            for one in self.runs.values():
-                one.publish(self.plan)
-        finally:
-            for one in self.runs.values():
-                one.close()
+        for one in self.runs.values():
+            one.begin()
+        self.pool.run(self.jobs, self.plan.resources.workers, self._worker, self.budget.close)
+        self.plan.stores.check_unchanged()
+        for one in self.runs.values():
+            one.publish(self.plan)
         return {number: {"tensors": self.kept[number], "bytes": self.kept_bytes[number]} for number in self.runs}
 
     def _worker(self, number: int, next_job: Callable[[], Job]) -> None:
@@ -212,20 +207,21 @@ def _told_of(job: Job) -> Iterator[None]:
         raise
 
 
-def _result(plan: Plan, started: float, resumed: Mapping[int, Mapping[str, int]]) -> Result:
+def _result(plan: Plan, started: float, runs: Sequence[OutputRun], resumed: Mapping[int, Mapping[str, int]]) -> Result:
     return Result(
-        outputs=tuple(_output_result(plan, output, resumed.get(output.number, {})) for output in plan.outputs),
+        outputs=tuple(_output_result(plan, run, resumed.get(run.plan.number, {})) for run in runs),
         seconds=round(time.monotonic() - started, 3),
         peak_memory=peak_memory(),
         notes=plan.notes,
-        warnings=plan.warnings,
+        warnings=(*plan.warnings, *(warning for run in runs for warning in run.warnings)),
     )
 
 
-def _output_result(plan: Plan, output: OutputPlan, resumed: Mapping[str, int]) -> OutputResult:
+def _output_result(plan: Plan, run: OutputRun, resumed: Mapping[str, int]) -> OutputResult:
+    output = run.plan
     exports = [export for job in plan.jobs for export in job.exports if export.output == output.number]
     return OutputResult(
-        status="already done" if output.state.done else "done",
+        status="already done" if run.is_done else "done",
         output=str(output.path),
         manifest=str(output.path / manifest_name(output.name)),
         files={**output.files, **output.side_sizes},

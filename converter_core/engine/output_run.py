@@ -1,67 +1,153 @@
-"""One output of a run: its lock, staging folder, journal and checksums."""
+"""One output of a run: its staging folder, journal and checksums, and what of it is done already."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from ..api.tensors import raw
-from ..output import journal as journals
-from ..output import state as output_folder
-from ..output.journal import Journal
-from ..output.staging import StagedFile, Staging
+from ..errors import PlanError, shown
+from ..output.finished import wrong_at_sight
+from ..output.journal import Begun, Journal
+from ..output.manifest import manifest_name
+from ..output.staging import StagedFile, Staging, checksum
+from ..output.unfinished import look_for_unfinished
 from ..planning.jobs import Export, Job
 from ..planning.plan import OutputPlan, Plan
+from ..trusted import Folder
 from .publish import publish
 
 
 class OutputRun:
-    """``crc32``: of every tensor that is done, by key. Any number of threads may check and finish jobs."""
+    """``crc32``: of every tensor that is done, by key. Any number of threads may check and finish jobs.
 
-    def __init__(self, plan: OutputPlan, resume: bool) -> None:
+    standing: files that are right under their final names; they are kept. changed: files of the finished output that
+    turned out to be others than were published, by their checksums.
+    """
+
+    def __init__(self, plan: OutputPlan, folder: Folder, resume: bool) -> None:
+        """folder: the output's, locked."""
         self.plan = plan
+        self.folder = folder
         self.crc32: dict[str, int] = {}
-        folder = output_folder.staging_folder(plan.path, plan.name)
-        self.staging = Staging(folder, plan.file_layouts, plan.weight_map)
-        begun = journals.read(folder) if resume else None
-        self.begun = begun if begun is not None and begun.fingerprint == plan.fingerprint.value else None
+        self.staging = Staging(folder, plan.name, plan.file_layouts)
+        unfinished = look_for_unfinished(folder, plan.name)
+        same = unfinished.begun is not None and unfinished.begun.fingerprint == plan.fingerprint.value
+        self.begun = unfinished.begun if resume and same else None
+        self._publishes = unfinished.publishes if same else frozenset()
+        self._staged = unfinished.files
+        self._claims = self._claimed()
+        self.changed: tuple[str, ...] = ()
+        self.standing: frozenset[str] = frozenset()
         self._lock = threading.Lock()
+
+    @property
+    def is_done(self) -> bool:
+        finished = self.plan.state.finished
+        return finished is not None and not finished.damaged and not self.changed
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        path = shown(self.folder.path)
+        return tuple(f"{path}: {shown(name)} was changed since the conversion; made again" for name in self.changed)
+
+    def _claimed(self) -> dict[str, int]:
+        """The checksums of tensors under final names, by the manifest or else by the journal."""
+        if self.plan.state.finished is not None:
+            return dict(self.plan.state.finished.crc32)
+        if self.begun is None:
+            return {}
+        claims = {key: crc32 for sums in self.begun.done.values() for key, crc32 in sums.items()}
+        return claims | {key: zlib.crc32(raw(tensor.contiguous())) for key, tensor in self.plan.constants.items()}
+
+    def compare(self) -> None:
+        """Read what stands under final names already and may not be what it should; sets ``standing``, ``changed``."""
+        finished = self.plan.state.finished
+        if finished is None:
+            self.standing = frozenset(self._right(self._published()))
+            return
+        listed = {*self.plan.published} - {manifest_name(self.plan.name)} - finished.damaged.keys()
+        # where one file is damaged the others are not believed by their times
+        suspects = listed if finished.damaged else set(finished.touched)
+        right = set(self._right(suspects))
+        self.changed = tuple(sorted(suspects - right))
+        self.standing = frozenset(listed - suspects | right)
+
+    def _published(self) -> list[str]:
+        """Weight files that an interrupted run of this conversion gave their final names."""
+        published, foreign = [], []
+        for name in sorted((self.begun.publishes if self.begun else frozenset()) - self._staged):
+            layout, status = self.plan.file_layouts.get(name), self.folder.status(name)
+            if layout is None or status is None:
+                continue
+            if wrong_at_sight(self.folder, name, status, layout.size, layout):
+                foreign.append(name)
+            else:
+                published.append(name)
+        if foreign and not self.plan.recipe.output.overwrite:
+            path = shown(self.folder.path / foreign[0])
+            raise PlanError(
+                f"{path}: is not what the interrupted run published there; move it away, or set output.overwrite: true"
+            )
+        return published
+
+    def _right(self, names: Iterable[str]) -> Iterable[str]:
+        """Those whose bytes have the checksums that are claimed."""
+        names = sorted(names)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(self._is_right, names))
+        return [name for name, right in zip(names, found, strict=True) if right]
+
+    def _is_right(self, name: str) -> bool:
+        layout = self.plan.file_layouts.get(name)
+        if layout is None:
+            finished = self.plan.state.finished
+            return finished is not None and checksum(self.folder, name, 0, None) == finished.sides.get(name)
+        sizes = self.plan.tensor_sizes
+        return all(
+            key in self._claims and checksum(self.folder, name, at, sizes[key]) == self._claims[key]
+            for key, at in layout.offsets.items()
+        )
 
     def begin(self) -> None:
         """Reserve the disk space, and write what the target adds."""
-        plan, folder = self.plan, self.staging.folder
-        folder.mkdir(exist_ok=True)
+        plan, staging = self.plan, self.staging
+        staging.make()
         if self.begun is None:
-            self.journal = Journal.begin(folder, plan.fingerprint, plan.state.replaces)
-            self.staging.clear()
+            replaces, orphans = frozenset(plan.state.replaces), frozenset(plan.state.orphans)
+            mark = plan.fingerprint
+            begun = Begun(mark.value, mark.made_of, replaces, orphans, publishes=self._publishes)
+            self.journal = Journal.begin(staging.folder, begun)
+            staging.clear()
         else:
-            self.journal = Journal(folder)
-        self.staging.reserve((*(self.begun.publishes if self.begun else ()), *plan.state.intact))
+            self.journal = Journal(staging.folder)
+        staging.prepare(self.standing)
         for key, tensor in plan.constants.items():
-            if key in plan.state.crc32:
-                self.crc32[key] = plan.state.crc32[key]
+            if plan.weight_map[key] in self.standing:
+                self.crc32[key] = self._claims[key]
                 continue
-            with self.staging.open(plan.weight_map[key]) as file:
+            with staging.open(plan.weight_map[key]) as file:
                 file.write(key, 0, raw(tensor.contiguous()))
                 self.crc32.update(file.crc32)
 
     def has(self, job: Job, export: Export) -> bool:
-        """Whether an earlier run has done this: the bytes are what its journal or manifest says. Notes checksums."""
-        claim = self.begun.done.get(job.info.name) if self.begun else self._published(export)
-        if claim is None or set(claim) != {tensor.key for tensor in export.tensors}:
-            return False
+        """Whether an earlier run has done this: the bytes are what journal or manifest say. Notes their checksums."""
+        claims = self.begun.done.get(job.info.name, {}) if self.begun else {}
+        found = {}
         for tensor in export.tensors:
-            file = self.plan.weight_map[tensor.key]
-            if self.staging.checksum(file, tensor.key, tensor.spec.nbytes) != claim[tensor.key]:
+            file, key = self.plan.weight_map[tensor.key], tensor.key
+            if file in self.standing:
+                found[key] = self._claims[key]
+                continue
+            at = self.plan.file_layouts[file].offsets[key]
+            if key not in claims or checksum(self.staging.files, file, at, tensor.spec.nbytes) != claims[key]:
                 return False
+            found[key] = claims[key]
         with self._lock:
-            self.crc32.update(claim)
+            self.crc32.update(found)
         return True
-
-    def _published(self, export: Export) -> Mapping[str, int] | None:
-        """The checksums of tensors in undamaged files of a finished output."""
-        found = self.plan.state.crc32
-        return {key: found[key] for tensor in export.tensors if (key := tensor.key) in found}
 
     def open(self, export: Export) -> StagedFile:
         return self.staging.open(self.plan.weight_map[export.tensors[0].key])
@@ -73,8 +159,15 @@ class OutputRun:
             self.crc32.update(sums)
 
     def publish(self, plan: Plan) -> None:
-        publish(plan, self.plan, self.staging, self.journal, self.crc32)
+        publish(plan, self.plan, self.staging, self.journal, self.crc32, self.standing)
+
+    def tidy(self) -> None:
+        """Away with what a finished output needs no longer."""
+        if self.plan.state.leftover:
+            self.staging.make()
+            self.staging.remove()
 
     def close(self) -> None:
         if hasattr(self, "journal"):
             self.journal.close()
+        self.staging.close()

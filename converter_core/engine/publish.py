@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from ..api.values import TensorSpec
+from ..output import publication
 from ..output.journal import Journal
 from ..output.manifest import crc, dump, manifest_name
 from ..output.staging import Staging
 from ..planning.plan import OutputPlan, Plan
 
 
-def publish(plan: Plan, output: OutputPlan, staging: Staging, journal: Journal, crc32: Mapping[str, int]) -> None:
-    """Side files, then every file to its final name, the manifest last. crc32: of every tensor, by key."""
-    side = {name: staging.put(name, content) for name, content in output.side.items()}
-    side |= {name: staging.copy(name, path) for name, path in output.copies.items()}
+def publish(
+    plan: Plan,
+    output: OutputPlan,
+    staging: Staging,
+    journal: Journal,
+    crc32: Mapping[str, int],
+    standing: frozenset[str],
+) -> None:
+    """Side files, then every file to its final name, the manifest last. crc32: of every tensor, by key.
+
+    standing: files that are right under their final names and stay.
+    """
+    side = {name: zlib.crc32(content) for name, content in output.side.items()}
+    before = output.state.finished.sides if output.state.finished is not None else {}
+    stay = standing & {*output.file_layouts, *output.copies, *(name for name in side if before.get(name) == side[name])}
+    for name, content in output.side.items():
+        if name not in stay:
+            staging.put(name, content)
+    for name, path in output.copies.items():
+        side[name] = before[name] if name in stay else staging.copy(name, path)
     manifest = manifest_name(output.name)
     staging.put(manifest, dump(_content(plan, output, crc32, side)))
-    names = [*output.file_layouts, *output.copies, *(name for name in output.side if name not in output.copies)]
-    journal.publishing([*names, manifest])
-    staging.publish(names, output.state.replaces, last=manifest)
+    names = [*output.file_layouts, *side, manifest]
+    publication.publish(staging, journal, names, stay, output.state.replaces)
 
 
 def _content(plan: Plan, output: OutputPlan, crc32: Mapping[str, int], side: Mapping[str, int]) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..api.values import TensorSpec
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
+from ..trusted import open_regular
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ def listing_hash(tensors: Mapping[str, TensorSpec]) -> str:
 
 def _content(path: str) -> str:
     try:
-        with Path(path).open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             sha = hashlib.sha256()
             while block := file.read(1 << 20):
                 sha.update(block)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{shown(path)}: cannot be read ({error.strerror})") from None
     return sha.hexdigest()

@@ -1,8 +1,8 @@
 """Which weights of an interrupted run are done, with the checksums that prove it.
 
 One JSON object to a line. The first is the header: the fingerprint of the run and what it was made of. A line may
-outlive its data after a power loss, so a line is a claim that is checked against the staged bytes, and a line that
-cannot be read (the last may be torn) claims nothing.
+outlive its data after a power loss, so a line is a claim that is checked against the bytes, and a line that cannot be
+read (the last may be torn) claims nothing. A journal that names files outside of its output is no journal of this tool.
 """
 
 from __future__ import annotations
@@ -10,25 +10,32 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from ..errors import CheckpointError, ConversionError, shown
+from ..trusted import JOURNAL, Folder, is_inside
 from .fingerprint import Fingerprint
 
 NAME = "journal.jsonl"
+NEW = f"{NAME}.new"
 
 
 @dataclass(frozen=True)
 class Begun:
-    """What a journal says. done: weight -> key -> crc32. publishes: files that are being given their final names."""
+    """What a journal says. done: weight -> key -> crc32. publishes: files that are being given their final names.
+
+    replaces: files of other conversions that the run was told to replace. orphans: those of them that had no manifest
+    any more when it began, because an earlier run was interrupted while it replaced them.
+    """
 
     fingerprint: str
     made_of: Mapping[str, Any] = field(default_factory=dict)
-    replaces: Sequence[str] = ()
+    replaces: frozenset[str] = frozenset()
+    orphans: frozenset[str] = frozenset()
     done: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    publishes: Sequence[str] = ()
+    publishes: frozenset[str] = frozenset()
 
     def differences(self, now: Fingerprint) -> list[str]:
         """Which ingredients of the fingerprint are not what they were, for a message."""
@@ -40,56 +47,78 @@ def _jsonable(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def read(staging: Path) -> Begun | None:
-    """None: nothing was begun, or its header cannot be read."""
+def read(staging: Folder) -> Begun | None:
+    """None: nothing was begun, or its header cannot be read. CheckpointError if it cannot be one of this tool's."""
+    path = shown(staging.path / NAME)
     try:
-        lines = (staging / NAME).read_bytes().split(b"\n")
-    except OSError:
+        lines = staging.read(NAME, JOURNAL).split(b"\n")
+    except FileNotFoundError:
         return None
-    entries = [entry for entry in map(_parse, lines) if entry is not None]
-    if not entries or not isinstance(entries[0].get("fingerprint"), str):
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; this is no journal: remove it") from None
+    head, *entries = [entry for entry in map(_parse, lines) if entry is not None] or [{}]
+    if not isinstance(head.get("fingerprint"), str) or not isinstance(head.get("made_of"), dict):
         return None
-    head = entries[0]
-    done = {}
-    publishes: Sequence[str] = ()
-    for entry in entries[1:]:
-        if "weight" in entry and isinstance(entry.get("crc32"), dict):
-            done[str(entry["weight"])] = entry["crc32"]
-        elif isinstance(entry.get("publishes"), list):
-            publishes = entry["publishes"]
-    return Begun(head["fingerprint"], head.get("made_of", {}), head.get("replaces", ()), done, publishes)
+    named = {what: [head.get(what, [])] for what in ("replaces", "orphans", "publishes")}
+    done: dict[str, dict[str, int]] = {}
+    for entry in entries:
+        if "publishes" in entry:
+            named["publishes"].append(entry["publishes"])
+            named["replaces"].append(entry.get("replaces", []))
+        elif isinstance(entry.get("weight"), str) and _are_checksums(entry.get("crc32")):
+            done[entry["weight"]] = entry["crc32"]
+    for names in (names for several in named.values() for names in several):
+        if not isinstance(names, list) or not all(map(is_inside, names)):
+            raise CheckpointError(
+                f"{path}: names files outside of the output, so this tool did not write it; nothing is done with it: "
+                f"remove {shown(staging.path)}"
+            )
+    files = {what: frozenset[str]().union(*several) for what, several in named.items()}
+    return Begun(head["fingerprint"], head["made_of"], done=done, **files)
+
+
+def _are_checksums(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(crc32) is int for crc32 in value.values())
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
 
 
 class Journal:
-    """Appends to the journal of a staging folder; from any thread."""
+    """Appends to the journal of a staging folder; from any thread. ConversionError if the disk does not take it."""
 
-    def __init__(self, staging: Path) -> None:
-        self._fd = os.open(staging / NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    def __init__(self, staging: Folder) -> None:
+        self._path = shown(staging.path / NAME)
+        self._fd = staging.open_file(NAME, os.O_WRONLY | os.O_APPEND)
         self._lock = threading.Lock()
 
     @classmethod
-    def begin(cls, staging: Path, fingerprint: Fingerprint, replaces: Iterable[str]) -> Journal:
-        """A new journal in the place of what stands there, whole from the first moment."""
-        head = {"fingerprint": fingerprint.value, "made_of": fingerprint.made_of, "replaces": sorted(replaces)}
-        new = staging / f"{NAME}.new"
-        new.write_bytes(_line(head))
-        new.replace(staging / NAME)
+    def begin(cls, staging: Folder, begun: Begun) -> Journal:
+        """A new journal in the place of what stands there, whole and durable from the first moment."""
+        names = {"replaces": begun.replaces, "orphans": begun.orphans, "publishes": begun.publishes}
+        head = {"fingerprint": begun.fingerprint, "made_of": begun.made_of}
+        head |= {what: sorted(files) for what, files in names.items() if files}
+        fd = staging.create_file(NEW)
+        try:
+            _write(fd, _line(head), shown(staging.path / NAME))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        staging.rename(NEW, staging, NAME)
+        staging.sync()
         return cls(staging)
 
     def done(self, weight: str, crc32: Mapping[str, int]) -> None:
         self._append({"weight": weight, "crc32": crc32})
 
-    def publishing(self, files: Iterable[str]) -> None:
-        """From here on files may stand under their final names."""
-        self._append({"publishes": sorted(files)})
+    def publishing(self, files: Iterable[str], replaces: Iterable[str]) -> None:
+        """From here on files may stand under their final names, and those that they replace may be gone."""
+        self._append({"publishes": sorted(files), "replaces": sorted(replaces)})
         os.fsync(self._fd)
 
     def close(self) -> None:
@@ -97,7 +126,18 @@ class Journal:
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         with self._lock:
-            os.write(self._fd, _line(entry))
+            _write(self._fd, _line(entry), self._path)
+
+
+def _write(fd: int, data: bytes, path: str) -> None:
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError as error:
+        raise ConversionError(
+            f"{path}: cannot be written ({error.strerror}); make room and run the same command again, it goes on where "
+            "it stopped"
+        ) from error
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

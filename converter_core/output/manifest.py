@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
+from ..trusted import MANIFEST, Folder, is_inside, read_file
 
 SUFFIX = ".manifest.json"
 KIND = "model-converter manifest"
@@ -39,29 +41,65 @@ def is_manifest(content: Any) -> bool:
 
 
 def load_manifest(path: Path) -> dict[str, Any]:
-    """Raises CheckpointError if it is not a manifest, or if it was changed after it was written."""
+    """CheckpointError if it is not a manifest, if it was changed after it was written, or if it names files outside."""
     try:
-        data = path.read_bytes()
+        return _parse(read_file(path, MANIFEST))
+    except OSError as error:
+        raise CheckpointError(f"{shown(path)}: cannot be read as a manifest ({error.strerror})") from None
+    except _NoManifest as error:
+        raise CheckpointError(f"{shown(path)}: {error}") from None
+
+
+class _NoManifest(Exception):
+    pass
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
         content: dict[str, Any] = json.loads(data)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a manifest ({error})") from None
+    except ValueError as error:
+        raise _NoManifest(f"cannot be read as a manifest ({error})") from None
+    except RecursionError:
+        raise _NoManifest("cannot be read as a manifest (its JSON is nested too deeply)") from None
     if not is_manifest(content):
-        raise CheckpointError(f"{path}: is not a manifest of this tool")
+        raise _NoManifest("is not a manifest of this tool")
     if content.get("version") != VERSION:
-        raise CheckpointError(f"{path}: manifest version {content.get('version')}; this tool reads {VERSION}")
-    if dump({key: value for key, value in content.items() if key not in ("kind", "version", "crc32")}) != data:
-        raise CheckpointError(f"{path}: its own checksum does not fit; it was changed after it was written")
+        raise _NoManifest(f"manifest version {content.get('version')}; this tool reads {VERSION}")
+    if not _is_as_written(content, data):
+        raise _NoManifest("its own checksum does not fit; it was changed after it was written")
+    files = content.get("files", {})
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+        raise _NoManifest("is not laid out as a manifest of this tool: files is not a mapping of mappings")
+    outside = [name for name in files if not is_inside(name)]
+    if outside:
+        raise _NoManifest(f"is not laid out as a manifest of this tool: the entry {shown(outside[0])} of files")
     return content
 
 
-def manifests_in(folder: Path) -> dict[str, dict[str, Any]]:
-    """Readable manifests of a folder by file name; others' files that only look like one are left alone."""
-    found = {}
-    for path in sorted(folder.glob("*" + SUFFIX)):
-        try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            continue
-        if is_manifest(content) and isinstance(content.get("files"), dict):
-            found[path.name] = content
-    return found
+def _is_as_written(content: Mapping[str, Any], data: bytes) -> bool:
+    try:
+        return dump({key: value for key, value in content.items() if key not in ("kind", "version", "crc32")}) == data
+    except (UnicodeEncodeError, RecursionError):  # half of a surrogate pair; nested too deeply to be written
+        return False
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """Of a folder. read: file name -> content. refused: file name -> why nothing in it is believed."""
+
+    read: Mapping[str, Mapping[str, Any]]
+    refused: Mapping[str, str]
+
+
+def manifests_in(folder: Folder) -> Manifests:
+    """Others' files that only look like one are refused too, and left alone."""
+    read, refused = {}, {}
+    for name in folder.names():
+        if name.endswith(SUFFIX):
+            try:
+                read[name] = _parse(folder.read(name, MANIFEST))
+            except OSError as error:
+                refused[name] = error.strerror or str(error)
+            except _NoManifest as error:
+                refused[name] = str(error)
+    return Manifests(read, refused)

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..api.contexts import SourceTensors
 from ..api.models import ModelAdapter
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
+from ..trusted import CONFIG as CONFIG_BYTES
+from ..trusted import is_inside, read_file
 from .manifest import SUFFIX as MANIFEST_SUFFIX
 
 WEIGHTS = frozenset(
@@ -27,7 +30,7 @@ class SideFiles:
     written: dict[str, bytes]
 
 
-def side_files(root: Path, adapter: ModelAdapter, key_format: str) -> SideFiles:
+def side_files(root: Path, adapter: ModelAdapter, tensors: SourceTensors, key_format: str) -> SideFiles:
     """Every regular file of a folder but weights, indexes, manifests and what is hidden. Raises CheckpointError.
 
     A link is copied as the file it leads to if that lies in the folder or in the same cached repository's ``blobs``.
@@ -51,17 +54,23 @@ def side_files(root: Path, adapter: ModelAdapter, key_format: str) -> SideFiles:
         if not os.access(path, os.R_OK):
             problems.append(f"{path}: cannot be read, so it cannot be copied")
             continue
+        if not is_inside(name):
+            problems.append(f"{shown(path)}: its name cannot be a file's name everywhere; rename or remove it")
+            continue
         copies[name] = path
     written = {}
     if CONFIG in copies:
         try:
-            config = json.loads(copies[CONFIG].read_bytes())
+            config = json.loads(read_file(copies[CONFIG], CONFIG_BYTES))
+        except OSError as error:
+            problems.append(f"{shown(copies[CONFIG])}: cannot be read ({error.strerror})")
+            config = None
         except (ValueError, RecursionError) as error:
             problems.append(f"{copies[CONFIG]}: is not JSON ({error})")
             config = None
         if isinstance(config, dict):
-            translated = adapter.config(config, key_format)
-            if translated is not config:
+            translated = adapter.config(tensors, key_format)
+            if translated is not tensors.config:
                 written[CONFIG] = (json.dumps(translated, indent=2) + "\n").encode()
                 del copies[CONFIG]
     if problems:

@@ -1,4 +1,4 @@
-"""The staging folder: preallocated files, positional writes, checksums, and the way to the final names."""
+"""The staging folder: preallocated files, positional writes, checksums."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ..api.values import FileLayout
-from ..errors import ConversionError
+from ..errors import ConversionError, shown
+from ..trusted import Folder, open_regular
 from . import journal
+from .unfinished import FILES, staging_name
 
 # Linux writes at most 2,147,479,552 bytes at once; smaller pieces also let a signal through.
 LARGEST_WRITE = 64 << 20
@@ -22,49 +26,49 @@ COPY_BLOCK = 4 << 20
 
 
 class Staging:
-    """Files of one output on their way: ``OUTPUT/.{name}.partial/``, on the same file system by construction."""
+    """Files of one output on their way: ``OUTPUT/.{name}.partial/files``, on the same file system by construction.
 
-    def __init__(self, folder: Path, placed: Mapping[str, FileLayout], home: Mapping[str, str]) -> None:
-        self.folder = folder
-        self.placed = placed
-        self.home = home
+    Nothing is written through a link, nor to a file that has another name too: such a one loses its name here, and a
+    new file takes it.
+    """
 
-    def path(self, file: str) -> Path:
-        """Where a file is: staged, or already under its final name if its publication was interrupted."""
-        staged = self.folder / file
-        return staged if staged.exists() else self.folder.parent / file
+    def __init__(self, output: Folder, name: str, layouts: Mapping[str, FileLayout]) -> None:
+        self.output = output
+        self.name = staging_name(name)
+        self.layouts = layouts
 
-    def clear(self) -> None:
-        """Away with what an earlier run left; the journal stays, it is this run's already."""
-        for path in self.folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != journal.NAME:
-                path.unlink()
+    def make(self) -> None:
+        """The folder of the journal, durable under its name."""
+        self.folder = self.output.make(self.name)
 
-    def remove(self) -> None:
-        """The journal goes last: whenever this stops, it still says what the rest is, or there is no rest."""
-        self.clear()
-        (self.folder / journal.NAME).unlink()
-        self.folder.rmdir()
-
-    def reserve(self, published: Collection[str] = ()) -> None:
+    def prepare(self, standing: Collection[str]) -> None:
         """Create what is not there with its full size, so that a full disk fails now, and write the headers.
 
-        published: files that may stand under their final names already.
+        standing: files that are right under their final names.
         """
-        for file, placed in self.placed.items():
-            path = self.folder / file
-            if file in published and self.path(file).exists():
-                continue
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                if os.fstat(fd).st_size != placed.size:
-                    os.ftruncate(fd, 0)
-                self._allocate(fd, path, placed.size)
-                _write_at(fd, memoryview(placed.header), 0, path)
-            finally:
-                os.close(fd)
+        status = self.folder.status(FILES)
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            self.folder.remove(FILES)
+        self.files = self.folder.make(FILES)
+        for file in standing:
+            self.files.remove(file)
+        for file, layout in self.layouts.items():
+            if file not in standing:
+                self._reserve(file, layout)
+
+    def _reserve(self, file: str, layout: FileLayout) -> None:
+        path = self.files.path / file
+        try:
+            fd = self.files.open_file(file, os.O_RDWR)
+        except OSError:
+            fd = self.files.create_file(file)
+        try:
+            if os.fstat(fd).st_size != layout.size:
+                os.ftruncate(fd, 0)
+            self._allocate(fd, path, layout.size)
+            _write_at(fd, memoryview(layout.header), 0, path)
+        finally:
+            os.close(fd)
 
     def _allocate(self, fd: int, path: Path, size: int) -> None:
         try:
@@ -73,94 +77,97 @@ class Staging:
             if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
                 os.ftruncate(fd, size)
                 return
-            free = shutil.disk_usage(self.folder).free
+            free = shutil.disk_usage(self.folder.path).free
             raise _full(error, path, size - free) from error
 
-    def open(self, file: str) -> StagedFile:
-        return StagedFile(self.path(file), self.placed[file])
+    def clear(self) -> None:
+        """Away with the files that an earlier run left; the journal stays, it is this run's already."""
+        self.folder.remove(FILES)
 
-    def checksum(self, file: str, key: str, nbytes: int) -> int:
-        """crc32 of the staged bytes of a tensor; -1 if they cannot be read whole."""
-        try:
-            fd = os.open(self.path(file), os.O_RDONLY)
-        except OSError:
-            return -1
-        crc = 0
-        try:
-            at, end = self.placed[file].offsets[key], self.placed[file].offsets[key] + nbytes
-            while at < end:
-                block = os.pread(fd, min(COPY_BLOCK, end - at), at)
-                if not block:
-                    return -1
-                crc = zlib.crc32(block, crc)
-                at += len(block)
-        finally:
-            os.close(fd)
-        return crc
+    def remove(self) -> None:
+        """The journal goes last: whenever this stops, it still says what the rest is, or there is no rest.
+
+        What this tool does not put there stays, and the folder with it.
+        """
+        self.clear()
+        self.folder.remove(journal.NEW)
+        self.folder.sync()
+        self.folder.remove(journal.NAME)
+        with suppress(OSError):
+            self.output.remove_folder(self.name)
+        self.output.sync()
+
+    def open(self, file: str) -> StagedFile:
+        return StagedFile(self.files, file, self.layouts[file])
 
     def put(self, name: str, content: bytes) -> int:
         """A small file whole; its crc32."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = self.files.create_file(name)
         try:
-            path.write_bytes(content)
-        except OSError as error:
-            raise _full(error, path, len(content)) from error
+            _write_at(fd, memoryview(content), 0, self.files.path / name)
+        finally:
+            os.close(fd)
         return zlib.crc32(content)
 
     def copy(self, name: str, source: Path) -> int:
         """A file's content, not its link; the crc32 of it."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        crc = 0
+        crc = at = 0
         try:
-            with source.open("rb") as reader, path.open("wb") as into:
-                while block := reader.read(COPY_BLOCK):
-                    crc = zlib.crc32(block, crc)
-                    into.write(block)
+            with os.fdopen(open_regular(source), "rb") as reader:
+                fd = self.files.create_file(name)
+                try:
+                    while block := reader.read(COPY_BLOCK):
+                        crc = zlib.crc32(block, crc)
+                        _write_at(fd, memoryview(block), at, self.files.path / name)
+                        at += len(block)
+                finally:
+                    os.close(fd)
         except OSError as error:
-            raise ConversionError(f"{source}: cannot be copied to {path} ({error.strerror})") from error
+            raise ConversionError(f"{shown(source)}: cannot be copied ({error.strerror})") from error
         return crc
 
-    def publish(self, names: Iterable[str], replaces: Iterable[str], last: str) -> None:
-        """Everything to the disk, then to its final name, ``last`` last; what gives way goes before it."""
-        output = self.folder.parent
-        order = [*names, last]
-        for name in order:
-            if (self.folder / name).exists():
-                _fsync(self.folder / name)
-        for name in order[:-1]:
-            self._rename(name)
-        for name in sorted(set(replaces) - set(order)):
-            (output / name).unlink(missing_ok=True)
-        for folder in {(output / name).parent for name in order[:-1]}:
-            _fsync(folder)
-        self._rename(last)
-        _fsync(output)
-        self.remove()
-        _fsync(output)
+    def close(self) -> None:
+        for one in ("files", "folder"):
+            if hasattr(self, one):
+                getattr(self, one).close()
 
-    def _rename(self, name: str) -> None:
-        staged, final = self.folder / name, self.folder.parent / name
-        if staged.exists():
-            final.parent.mkdir(parents=True, exist_ok=True)
-            staged.replace(final)
+
+def checksum(folder: Folder, file: str, at: int, nbytes: int | None) -> int:
+    """crc32 of a part of a file, or of all of it; -1 if it cannot be read whole."""
+    try:
+        fd = folder.open_file(file)
+    except OSError:
+        return -1
+    crc = 0
+    try:
+        end = at + nbytes if nbytes is not None else os.fstat(fd).st_size
+        while at < end:
+            block = os.pread(fd, min(COPY_BLOCK, end - at), at)
+            if not block:
+                return -1
+            crc = zlib.crc32(block, crc)
+            at += len(block)
+    except OSError:
+        return -1
+    finally:
+        os.close(fd)
+    return crc
 
 
 class StagedFile:
     """Positional writes to one staged file, with a running crc32 for each tensor. For one thread."""
 
-    def __init__(self, path: Path, placed: FileLayout) -> None:
-        self.path = path
-        self.placed = placed
+    def __init__(self, folder: Folder, name: str, layout: FileLayout) -> None:
+        self.path = folder.path / name
+        self.layout = layout
         self.crc32: dict[str, int] = {}
-        self._fd = os.open(path, os.O_RDWR)
+        self._fd = folder.open_file(name, os.O_RDWR)
         self._unflushed = 0
 
     def write(self, key: str, at: int, data: memoryview) -> None:
         """``at``: bytes from the beginning of the tensor. Calls for one tensor come in order."""
         self.crc32[key] = zlib.crc32(data, self.crc32.get(key, 0))
-        start = self.placed.offsets[key] + at
+        start = self.layout.offsets[key] + at
         _write_at(self._fd, data, start, self.path)
         self._unflushed += len(data)
         if self._unflushed >= FLUSH_EVERY:
@@ -189,19 +196,11 @@ def _write_at(fd: int, data: memoryview, start: int, path: Path) -> None:
 
 def _full(error: OSError, path: Path, missing: int) -> ConversionError:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return ConversionError(f"{path}: cannot be written ({error.strerror})")
+        return ConversionError(f"{shown(path)}: cannot be written ({error.strerror})")
     return ConversionError(
-        f"{path}: the disk is full, {max(missing, 1)} more bytes are needed there; make room and run the same command "
-        "again, it goes on where it stopped"
+        f"{shown(path)}: the disk is full, {max(missing, 1)} more bytes are needed there; make room and run the "
+        "same command again, it goes on where it stopped"
     )
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 _libc = ctypes.CDLL(None)

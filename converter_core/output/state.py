@@ -2,182 +2,227 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from . import journal
+from ..api.values import FileLayout
+from ..errors import CheckpointError, shown
+from ..trusted import Folder
 from .fingerprint import Fingerprint
-from .manifest import crc, manifest_name, manifests_in
-
-LARGEST_HEADER = 100_000_000
-"""Bytes of a header that is compared."""
+from .finished import Finished, meet
+from .manifest import Manifests, manifest_name, manifests_in
+from .unfinished import Unfinished, look_for_unfinished
 
 
 @dataclass(frozen=True)
 class OutputState:
-    """done: a finished output with the same fingerprint. replaces: files that give way when this plan is published.
+    """finished: this very conversion was published here. replaces: files that give way when this plan is published.
 
     staged: bytes that an interrupted run of this plan has reserved already. resumes: that run's journal fits.
-    damaged: files of a finished output with the same fingerprint that are missing, cut or changed, each with what is
-    wrong. intact: the others. crc32: of the tensors in those, by key.
+    orphans: those of them that no manifest lists any more, because an interrupted run has begun to replace them.
+    leftover: a staging folder lies there that a finished output needs no longer.
     """
 
-    done: bool = False
+    finished: Finished | None = None
     resumes: bool = False
     staged: int = 0
+    leftover: bool = False
     replaces: tuple[str, ...] = ()
+    orphans: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
-    damaged: tuple[str, ...] = ()
-    intact: frozenset[str] = frozenset()
-    crc32: Mapping[str, int] = field(default_factory=dict)
 
-
-def staging_folder(output: Path, name: str) -> Path:
-    return output / f".{name}.partial"
+    @property
+    def done(self) -> bool:
+        """Published, and nothing shows that a file changed since."""
+        return self.finished is not None and not self.finished.damaged and not self.finished.touched
 
 
 def check_apart(output: Path, source: Path, files: Iterable[Path]) -> list[str]:
     """The output must be neither the source nor inside it nor around it."""
-    out, root = output.resolve(), source.resolve()
+    try:
+        out, root = output.resolve(), source.resolve()
+        around = root.is_relative_to(out) or any(file.resolve().is_relative_to(out) for file in files)
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, NUL
+        return [f"{output}: is no folder that can be written to ({error})"]
     if out == root:
         return [f"{output}: output and source are the same folder; choose another output.path"]
     if root.is_dir() and out.is_relative_to(root):
         return [f"{output}: lies inside the source folder {source}; choose another output.path"]
-    if root.is_relative_to(out) or any(file.resolve().is_relative_to(out) for file in files):
+    if around:
         return [f"{output}: the source {source} lies inside it; choose another output.path"]
     return []
 
 
-def output_state(output: Path, name: str, planned: Iterable[str], print_: Fingerprint, overwrite: bool) -> OutputState:
-    """planned: every file that would be published, the manifest included."""
-    own = manifest_name(name)
-    if output.exists() and not output.is_dir():
-        return OutputState(problems=(f"{output}: is a file; output.path must be a folder",))
-    if not output.is_dir():
-        return OutputState()
-    manifests = manifests_in(output)
-    staging = staging_folder(output, name)
-    begun = journal.read(staging)
-    fingerprint = print_.value
-    resumes = begun is not None and begun.fingerprint == fingerprint
-    finished = own in manifests and manifests[own].get("fingerprint") == fingerprint and _is_empty(staging)
-    damaged = _damaged(output, manifests[own]["files"]) if finished else {}
-    if finished and not damaged:
-        return OutputState(done=True)
-    if finished:
-        return _to_repair(output, manifests[own], damaged)
+def output_state(
+    output: Path,
+    name: str,
+    layouts: Mapping[str, FileLayout],
+    planned: Iterable[str],
+    print_: Fingerprint,
+    overwrite: bool,
+) -> OutputState:
+    """layouts: of the weight files. planned: every file that would be published, the manifest included."""
+    try:
+        with Folder.open(output) as folder:
+            return _Survey(folder, name, layouts, frozenset(planned), print_).state(overwrite)
+    except FileNotFoundError:
+        broken = output.is_symlink()
+        problem = f"{output}: is a link that leads nowhere; output.path must be a folder"
+        return OutputState(problems=(problem,)) if broken else OutputState()
+    except NotADirectoryError:
+        return OutputState(problems=(f"{output}: is a file, or lies in one; output.path must be a folder",))
+    except OSError as error:
+        return OutputState(problems=(f"{shown(error.filename or output)}: cannot be looked into ({error.strerror})",))
+    except CheckpointError as error:
+        return OutputState(problems=error.problems)
 
-    owner = {file: manifest for manifest, content in manifests.items() for file in (*content["files"], manifest)}
-    # what an interrupted run published, or was to replace, is that conversion's, though no manifest says so yet
-    begun_with = {*begun.publishes, *begun.replaces} if begun else set()
-    met: set[str] = set()
-    problems = []
-    owned = []
-    for file in sorted(set(planned)):
-        if not os.path.lexists(output / file) or (file in begun_with and resumes):
-            continue
-        if owner.get(file) == own and manifests[own].get("fingerprint") == fingerprint:
-            continue  # an interrupted repair of this very conversion
-        if file in begun_with or file in owner:
-            met.add(owner.get(file, own))
-            owned.append(file)
-        else:
-            problems.append(
-                f"{output / file}: stands there and no manifest lists it; move it away or choose another output"
+
+class _Survey:
+    def __init__(
+        self,
+        folder: Folder,
+        name: str,
+        layouts: Mapping[str, FileLayout],
+        planned: frozenset[str],
+        print_: Fingerprint,
+    ) -> None:
+        self.folder = folder
+        self.path = shown(folder.path)
+        self.layouts = layouts
+        self.planned = planned
+        self.print_ = print_
+        self.own = manifest_name(name)
+        self.unfinished: Unfinished = look_for_unfinished(folder, name)
+        begun = self.unfinished.begun
+        self.resumes = begun is not None and begun.fingerprint == print_.value
+        self.manifests: Manifests = manifests_in(folder)
+
+    def state(self, overwrite: bool) -> OutputState:
+        staged = self.unfinished.staged if self.resumes else 0
+        if self.manifests.read.get(self.own, {}).get("fingerprint") == self.print_.value:
+            found = meet(self.folder, self.own, self.manifests.read[self.own], self.layouts, self.planned)
+            if isinstance(found, Finished):
+                leftover = self.unfinished.exists and (self.resumes or self.unfinished.empty)
+                return OutputState(found, self.resumes, staged, leftover, warnings=tuple(self._damages(found)))
+            self._refuse_own(found)
+        met, asked, foreign = self._conflicts()
+        problems = [self._foreign(file) for file in foreign]
+        if asked and not overwrite:
+            problems.append(self._needs_overwrite(met, asked))
+        gone = self._giving_way(met) if overwrite else frozenset()
+        begun = self.unfinished.begun
+        return OutputState(
+            resumes=self.resumes,
+            staged=staged,
+            replaces=tuple(sorted(gone)),
+            orphans=tuple(sorted(gone & self._orphans())),
+            problems=tuple(problems),
+            warnings=tuple(self._beside(met, gone)),
+            changed=tuple(begun.differences(self.print_)) if begun and not self.resumes else (),
+        )
+
+    def _refuse_own(self, reason: str) -> None:
+        """Believe nothing that the manifest of this name says."""
+        others = {name: content for name, content in self.manifests.read.items() if name != self.own}
+        self.manifests = Manifests(others, {**self.manifests.refused, self.own: reason})
+
+    def _conflicts(self) -> tuple[set[str], list[str], list[str]]:
+        """Manifests of conversions that would lose files; files that give way if the user agrees; files of nobody."""
+        met: set[str] = set()
+        asked, foreign = [], []
+        orphans = self._orphans()
+        for file in sorted(self.planned):
+            if self.folder.status(file) is None:
+                continue
+            owners = {name for name in self.manifests.read if self._owns(name, file)}
+            if owners:
+                met |= owners
+                asked.append(file)
+            elif file in orphans:
+                asked.append(file)
+            elif not (self.resumes and file in self.unfinished.publishes):
+                foreign.append(file)
+        asked += sorted(file for file in orphans - self.planned if self.folder.status(file) is not None)
+        return met, asked, foreign
+
+    def _orphans(self) -> frozenset[str]:
+        """Files of conversions that an interrupted run took the manifest from, and files that it published itself.
+
+        Those that it published are not counted where that run is ours.
+        """
+        begun = self.unfinished.begun
+        if begun is None:
+            return frozenset()
+        found = begun.orphans | (begun.replaces if begun.publishes else frozenset())
+        published = begun.publishes - self.unfinished.files
+        found = found - published if self.resumes else found | begun.publishes
+        return frozenset(
+            file for file in found if not any(self._owns(name, file) for name in self.manifests.read if name != file)
+        )
+
+    def _owns(self, manifest: str, file: str) -> bool:
+        return file == manifest or file in self.manifests.read[manifest]["files"]
+
+    def _giving_way(self, met: set[str]) -> frozenset[str]:
+        """All of the conversions that are met, but nothing that another one lists too."""
+        listed = {file for name in met for file in (*self.manifests.read[name]["files"], name)} | self._orphans()
+        others = self.manifests.read.keys() - met
+        return frozenset(file for file in listed if not any(self._owns(name, file) for name in others))
+
+    def _damages(self, found: Finished) -> Iterable[str]:
+        for file, wrong in found.damaged.items():
+            yield f"{self.path}: {shown(file)} {wrong}; it is made again"
+        if found.touched:
+            yield (
+                f"{self.path}: {_some(found.touched)} may have changed since the conversion, by the modification time; "
+                "convert compares the checksums"
             )
-    if owned and not overwrite:
-        some = ", ".join(owned[:3]) + (f" and {len(owned) - 3} more" if len(owned) > 3 else "")
-        problems.append(
-            f"{output}: {some} would be replaced, of the conversion in "
-            f"{', '.join(sorted(met))}; set output.overwrite: true to replace "
-            "that whole conversion, or choose another output.path or output.name"
+
+    def _foreign(self, file: str) -> str:
+        why = self.manifests.refused.get(file, "no manifest lists it")
+        return (
+            f"{shown(self.folder.path / file)}: exists and is not ours ({why}); move it away or choose another output"
         )
-    gone = {file for manifest in met if manifest in manifests for file in (*manifests[manifest]["files"], manifest)}
-    gone |= begun_with
-    others = sorted(set(manifests) - met - {own})
-    warnings = []
-    strays = sorted(path.name for path in output.glob("*.safetensors") if path.name not in gone)
-    if others or strays:
-        warnings.append(
-            f"{output} also holds {', '.join((others or strays)[:3])}: a runtime that is given the folder may load "
-            "every weight file in it, so give it the file, or use a folder for each conversion"
+
+    def _needs_overwrite(self, met: set[str], asked: list[str]) -> str:
+        whose = ", ".join(map(shown, sorted(met))) or "an interrupted run"
+        return (
+            f"{self.path}: {_some(asked)} would be replaced, of the conversion in {whose}; set output.overwrite: true "
+            "to replace that whole conversion, or choose another output.path or output.name"
         )
-    return OutputState(
-        resumes=resumes,
-        staged=_allocated(staging) if resumes else 0,
-        replaces=tuple(sorted(gone)),
-        problems=tuple(problems),
-        warnings=tuple(warnings),
-        changed=tuple(begun.differences(print_)) if begun and not resumes else (),
-    )
+
+    def _beside(self, met: set[str], gone: frozenset[str]) -> Iterable[str]:
+        others = sorted(self.manifests.read.keys() - met - {self.own})
+        strays = [name for name in self.folder.names() if name.endswith(".safetensors") and name not in gone]
+        strays = [name for name in strays if name not in self.planned]
+        if others or strays:
+            yield (
+                f"{self.path} also holds {_some(others or strays)}: a runtime that is given the folder may load every "
+                "weight file in it, so give it the file, or use a folder for each conversion"
+            )
 
 
-def _damaged(output: Path, files: Mapping[str, Any]) -> dict[str, str]:
-    """Files that are not what the manifest says, by size and header; what is wrong with each."""
-    found = {}
-    for name, entry in files.items():
-        path = output / name
-        size = entry.get("size") if isinstance(entry, dict) else None
-        if not path.is_file():
-            found[name] = "is missing"
-        elif path.stat().st_size != size:
-            found[name] = f"has {path.stat().st_size} bytes instead of {size}"
-        elif "header_crc32" in entry and not _header_is(path, entry["header_crc32"]):
-            found[name] = "has another header"
-    return found
-
-
-def _header_is(path: Path, crc32: str) -> bool:
-    """Whether a file begins with a header of that checksum; its length is in its first bytes, as safetensors has it."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if length > LARGEST_HEADER:
-            return False
-        return crc(file.read(length), zlib.crc32(start)) == crc32
-
-
-def _to_repair(output: Path, manifest: Mapping[str, Any], damaged: Mapping[str, str]) -> OutputState:
-    """Of a finished output with damaged files: they alone are made again, and nothing of anybody else is touched."""
-    intact = frozenset(manifest["files"]) - damaged.keys()
-    tensors = manifest.get("tensors", {})
-    claims = {key: int(entry["crc32"], 16) for key, entry in tensors.items() if entry.get("file") in intact}
-    told = [f"{name} {reason}" for name, reason in damaged.items()]
-    return OutputState(
-        warnings=tuple(f"{output}: {one}; it is made again" for one in told),
-        damaged=tuple(told),
-        intact=intact,
-        crc32=claims,
-    )
+def _some(names: Iterable[str], most: int = 3) -> str:
+    names = list(map(shown, names))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def free_disk(output: Path) -> int:
     """Bytes free for us where the output will be."""
-    folder = output.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(_existing(output)).free
 
 
 def disk_of(output: Path) -> int:
     """A number for the file system where the output will be."""
+    return _existing(output).stat().st_dev
+
+
+def _existing(output: Path) -> Path:
     folder = output.absolute()
     while not folder.exists():
         folder = folder.parent
-    return folder.stat().st_dev
-
-
-def _is_empty(staging: Path) -> bool:
-    """Not there, or all but removed by the run that published it."""
-    return not staging.is_dir() or not any(staging.iterdir())
-
-
-def _allocated(staging: Path) -> int:
-    return sum(path.stat().st_blocks * 512 for path in staging.rglob("*") if path.is_file())
+    return folder

@@ -18,7 +18,7 @@ from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.tensors import spec_of
 from ..api.values import FLOATING, Extras, OutputTensor, Parts, PlannedWeight, TensorSpec, WeightInfo
-from ..errors import CheckpointError, PlanError, PluginError
+from ..errors import CheckpointError, PlanError, PluginError, Refused
 from ..output import fingerprint, side_files
 from ..output import state as output_folder
 from ..output.manifest import manifest_name
@@ -90,8 +90,13 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         found = Assignments(unassigned, (), ())
     else:
         found = assign(recipe, registry, source.adapter, source.infos, target, passthrough, main)
-    name = recipe.output.name or source.adapter.output_name(section.method)
+    name = recipe.output.name or target.file_name or source.adapter.output_name(section.method)
     made = Draft(number, recipe, target, _layout(recipe, registry), name, found, problems=list(found.problems))
+    if target.file_name and name != target.file_name:
+        made.problems.append(
+            f"{recipe.where('output.name')}: target {target.name} looks for {target.file_name} and not for {name}; "
+            "leave output.name out"
+        )
     refused = list(_transcode_problems(recipe, target, source, made.notes))
     made.problems += refused
     made.problems += _quantized_without_scales(found.all, source)
@@ -139,7 +144,7 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     mark = fingerprint.fingerprint(recipe.as_dict(), _source_files(source, copies), inputs, distributions)
     planned = (*layouts, *side, *copies, manifest_name(made.name))
     path = Path(recipe.output.path)
-    state = output_folder.output_state(path, made.name, planned, mark, recipe.output.overwrite)
+    state = output_folder.output_state(path, made.name, layouts, planned, mark, recipe.output.overwrite)
     plan = OutputPlan(
         number=made.number,
         recipe=recipe,
@@ -253,14 +258,18 @@ def _side(
     if made.recipe.output.copy_metadata:
         if checkpoint.path.is_dir():
             try:
-                found = side_files.side_files(checkpoint.root, source.adapter, target.key_format)
+                found = side_files.side_files(checkpoint.root, source.adapter, source.tensors, target.config_format)
             except CheckpointError as error:
                 problems += error.problems
             else:
                 side, copies = found.written, found.copies
         else:
             made.notes.append("copy_metadata copies from a source folder; the source is a single file, so nothing is")
-    config = target.config(source.model.config, weights)
+    try:
+        config = _config(target, source, weights)
+    except Refused as refusal:
+        problems.append(f"target {target.name}: {refusal}")
+        config = None
     if config is not None:
         side[side_files.CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     own: dict[str, bytes] = {}
@@ -276,6 +285,13 @@ def _side(
         own[name] = content
     side.update(own)
     return side, {name: path for name, path in copies.items() if name not in side}
+
+
+def _config(target: Target, source: SourcePlan, weights: Sequence[PlannedWeight]) -> Mapping[str, Any] | None:
+    """None where the target has no wish."""
+    if type(target).config is Target.config:
+        return None
+    return target.config(source.adapter.config(source.tensors, target.config_format), weights)
 
 
 def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantizer]) -> dict[str, str]:

@@ -24,6 +24,9 @@ from .passthrough import Passthrough
 from .resources import Resources
 from .stores import Stores
 
+BYTES_OF_TEXT = 500
+"""On the disk, for each tensor: what manifest and journal say of it."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -107,14 +110,27 @@ class OutputPlan:
         return sum(group.bytes_after for group in self.groups)
 
     @property
+    def tensor_sizes(self) -> dict[str, int]:
+        """Bytes of every tensor, by key."""
+        return {tensor.key: tensor.spec.nbytes for weight in self.weights for tensor in weight.outputs}
+
+    @property
     def needed_disk(self) -> int:
         """Bytes still to be reserved; replaced files are deleted only after publishing."""
-        total = sum(self.files.values()) + sum(self.side_sizes.values())
-        return 0 if self.state.done else max(0, total - self.state.staged)
+        finished, sizes = self.state.finished, {**self.files, **self.side_sizes}
+        if finished is not None:
+            sizes = {name: size for name, size in sizes.items() if name in finished.damaged}
+        if not sizes:
+            return 0
+        # manifest and journal: a line for each tensor, and one for each weight
+        texts = BYTES_OF_TEXT * (1 + sum(len(layout.offsets) for layout in self.file_layouts.values()))
+        return max(0, sum(sizes.values()) + texts - self.state.staged)
 
     @property
     def status(self) -> str:
-        return "done" if self.state.done else "resume" if self.state.resumes else "new"
+        if self.state.done:
+            return "done"
+        return "resume" if self.state.resumes or self.state.finished is not None else "new"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""

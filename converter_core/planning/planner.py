@@ -24,6 +24,8 @@ from ..output.side_files import CONFIG
 from ..plugins import attribution
 from ..plugins.registry import Registry, load_plugins
 from ..recipe.load import Recipe, load_recipe, make_plugin
+from ..trusted import CONFIG as CONFIG_BYTES
+from ..trusted import read_file
 from . import notes, outputs, resources, transcode, validate
 from .jobs import merged
 from .outputs import SourcePlan
@@ -32,9 +34,6 @@ from .prequantized import unread_scales
 from .resources import Resources
 from .shape_inference import ShapeInference
 from .stores import Stores
-
-LARGEST_CONFIG = 4 << 20
-"""Bytes of a ``config.json`` that is read."""
 
 
 def make_plan(
@@ -154,9 +153,7 @@ def _config(root: Path) -> Mapping[str, Any]:
     """The ``config.json`` beside the weights; empty if there is none that can be read."""
     path = root / CONFIG
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
-            return {}
-        config = json.loads(path.read_bytes())
+        config = json.loads(read_file(path, CONFIG_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -8,7 +8,7 @@ from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
 from ..api.values import BASE, TensorSpec
 from ..checkpoint.files import Checkpoint
-from ..errors import PluginError, unknown
+from ..errors import PlanError, PluginError, unknown
 
 
 class Stores:
@@ -18,6 +18,7 @@ class Stores:
         self.base = base
         self._open = open_file
         self._files: dict[str, Checkpoint] = {"": base}
+        self._closed = False
 
     def of(self, owner: ModelAdapter | Quantizer) -> dict[str, Mapping[str, TensorSpec]]:
         """The tensors of each store that a plugin names."""
@@ -43,11 +44,17 @@ class Stores:
         """By path, without the checkpoint."""
         return {path: file for path, file in self._files.items() if path}
 
+    def check_open(self) -> None:
+        """PlanError once they were closed: a plan is carried out once."""
+        if self._closed:
+            raise PlanError("this plan was carried out already and its source is closed; make a new plan")
+
     def check_unchanged(self) -> None:
         for file in self._files.values():
             file.check_unchanged()
 
     def close(self) -> None:
+        self._closed = True
         for file in self._files.values():
             file.close()
 

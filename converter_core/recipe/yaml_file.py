@@ -7,6 +7,7 @@ stands twice, of which PyYAML silently keeps the last.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import yaml
 
 from ..errors import RecipeError
+from ..trusted import read_file
 from .schema import join
 
 LARGEST = 256 * 1024
@@ -51,9 +53,10 @@ class Document:
 def read_yaml(path: Path) -> Document:
     """The document of a file. RecipeError if there is none; keys that stand twice are left to ``problems``."""
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
+        content = read_file(path, LARGEST)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise RecipeError(_too_large(str(path))) from None
         raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from None
     return parse_yaml(content, str(path))
 
@@ -68,9 +71,13 @@ def parse_value(text: str) -> Any:
     return _read(text.encode("utf-8", "surrogateescape"), repr(text), _Reader.root)
 
 
+def _too_large(name: str) -> str:
+    return f"{name}: is larger than {LARGEST // 1024} KiB; that is no recipe"
+
+
 def _read(content: bytes, name: str, read: Callable[[_Reader], T]) -> T:
     if len(content) > LARGEST:
-        raise RecipeError(f"{name}: is larger than {LARGEST // 1024} KiB; that is no recipe")
+        raise RecipeError(_too_large(name))
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -131,9 +131,10 @@ class ModelConformance(OneThread):
     def test_the_config_is_not_modified(self) -> None:
         sample = self.model.synthetic()
         config = dict(sample.config) if sample else {"dim": 1}
+        tensors = SourceTensors(self._tensors(), config=config, stores=self.stores)
         before = json.dumps(config)
         for key_format in self.key_formats:
-            made = self.model.config(config, key_format)
+            made = self.model.config(tensors, key_format)
             assert json.dumps(config) == before, f"config changes what it is given ({key_format})"
             assert made is config or dict(made) != config, f"an unchanged config must be the same object ({key_format})"
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from ..errors import printable, shown
 from ..output import journal
 from ..output.manifest import SUFFIX
-from ..output.state import staging_folder
+from ..output.unfinished import staging_name
 from .expected import files_listed
 from .files import Output
 
 
 def look_beside(output: Output, manifest: Path | None, suffix: str) -> None:
     """suffix: of the weight files that a runtime would find in the folder."""
-    own = staging_folder(output.folder, manifest.name.removesuffix(SUFFIX)).name if manifest else None
+    own = staging_name(manifest.name.removesuffix(SUFFIX)) if manifest else None
     others = []
     for name in _unfinished(output.folder):
         if own is None:

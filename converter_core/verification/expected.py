@@ -8,17 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..api.formats import UNQUANTIZED, QuantFormat
 from ..api.values import ITEMSIZE, Stored, TensorSpec
 from ..errors import CheckpointError, VerificationError, shown
 from ..output.manifest import SUFFIX, is_manifest, load_manifest
+from ..trusted import MANIFEST, is_inside, read_file
 from .result import Problem
-
-LARGEST_MANIFEST = 1 << 28
-"""Bytes. One of a million tensors has about half of it; a larger one would only fill the memory."""
 
 T = TypeVar("T")
 
@@ -80,9 +78,8 @@ def find_manifest(path: Path) -> Path | None:
 def files_listed(manifest: Path) -> set[str] | None:
     """The files that a manifest claims, whatever else is wrong with it; None: it cannot be read as one."""
     try:
-        _check_regular(manifest)
-        content = json.loads(manifest.read_bytes())
-    except (OSError, ValueError, RecursionError, CheckpointError):
+        content = json.loads(read_file(manifest, MANIFEST))
+    except (OSError, ValueError, RecursionError):
         return None
     files = content.get("files") if is_manifest(content) else None
     return set(map(str, files)) if isinstance(files, dict) else None
@@ -90,13 +87,7 @@ def files_listed(manifest: Path) -> set[str] | None:
 
 def read_manifest(path: Path) -> Expected:
     """CheckpointError if it is damaged, or if its values are not of the types that this tool writes."""
-    try:
-        _check_regular(path)
-        content = load_manifest(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{shown(path)}: cannot be read as a manifest ({reason_of(error)})") from None
-    except RecursionError:
-        raise CheckpointError(f"{shown(path)}: cannot be read as a manifest (its JSON is nested too deeply)") from None
+    content = load_manifest(path)
     try:
         return _expected(path.name, content)
     except _Malformed as error:
@@ -110,17 +101,6 @@ def reason_of(error: BaseException) -> str:
 
 class _Malformed(Exception):
     pass
-
-
-def _check_regular(path: Path) -> None:
-    """A pipe would wait for a writer, and a device never ends."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{shown(path)}: is not a regular file")
-    if status.st_size > LARGEST_MANIFEST:
-        raise CheckpointError(
-            f"{shown(path)}: has {status.st_size:,} bytes; a manifest has at most {LARGEST_MANIFEST:,}"
-        )
 
 
 def _expected(name: str, content: Mapping[str, Any]) -> Expected:
@@ -167,8 +147,7 @@ def _entries(content: Mapping[str, Any], key: str, parse: Callable[[str, Any], T
 
 
 def _file(name: str, entry: Any) -> Mapping[str, Any]:
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name or path.as_posix() != name:
+    if not is_inside(name):
         raise ValueError(name)
     return dict(entry)
 

@@ -16,7 +16,7 @@ from ..api.targets import Target
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..checkpoint.files import NothingKnown, open_checkpoint
 from ..checkpoint.inventory import inventory
-from ..errors import ConverterError, RecipeError, VerificationError, shown
+from ..errors import ConverterError, RecipeError, Refused, VerificationError, shown
 from ..planning import provenance, transcode
 from ..planning.planner import source_tensors
 from ..planning.stores import Stores
@@ -53,13 +53,15 @@ class OpenedOutput:
         self._metadata_schemes = {name: provenance.load(file.metadata) for name, file in output.files.items()}
         self._quantizers: dict[tuple[str, str], Quantizer | None] = {}
         if expected is not None:
-            self.target: Target = self._target(expected)
+            self.target: Target = registry.targets[expected.target]()
             self.weights = [
                 Weight(name, stored, spec) for name, (stored, spec) in expected.weights.items() if stored.keys
             ]
             try:
-                self._recipe_schemes = provenance.schemes_of(Recipe.from_dict(expected.recipe).quantization)
-            except (RecipeError, RecursionError) as error:
+                recipe = Recipe.from_dict(expected.recipe)
+                self._recipe_schemes = provenance.schemes_of(recipe.quantization)
+                self.target = make_plugin(type(self.target), recipe.target.options)
+            except (RecipeError, Refused, RecursionError) as error:
                 output.notes.append(f"the recipe in the manifest cannot be read: {reason_of(error)}")
         else:
             self.target, stored = self._recognise()
@@ -78,14 +80,6 @@ class OpenedOutput:
                 Weight(key, Stored(UNQUANTIZED, {"weight": key}), None) for key in output.weight_map if key not in parts
             ]
         self.adapter = self._adapter()
-
-    def _target(self, expected: Expected) -> Target:
-        """With the options of the recipe in the manifest; without them if they are none."""
-        cls = self.registry.targets[expected.target]
-        try:
-            return make_plugin(cls, Recipe.from_dict(expected.recipe).target.options)
-        except (ConverterError, RecursionError):
-            return cls()
 
     def _recognise(self) -> tuple[Target, Mapping[str, Stored]]:
         """The target that finds the most weights of its own; file by file, for each has its own metadata."""

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..api.containers import Container
 from ..containers.safetensors import SAFETENSORS
-from ..engine.memory import keep_freed_memory
 from ..engine.worker_pool import Progress
 from ..errors import CheckpointError, shown
 from ..planning.file_layout import container_of
@@ -53,7 +52,6 @@ def verify(
     empty = Verification(
         str(output), str(manifest) if manifest else None, str(against) if against is not None else None
     )
-    keep_freed_memory()
     with ExitStack() as stack:
         try:
             expected = read_manifest(manifest) if manifest else None

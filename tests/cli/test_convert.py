@@ -231,7 +231,7 @@ def test_no_resume_starts_anew(recipe, capsys, monkeypatch):
 def test_what_the_system_says_of_a_file_is_no_traceback(recipe, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert run(["--config", str(recipe), "--output", str(tmp_path / "file" / "out")]) == 1
-    assert f"error: {tmp_path}/file/out: Not a directory" in capsys.readouterr().err
+    assert f"error: {tmp_path}/file/out: is a file, or lies in one" in capsys.readouterr().err
 
 
 def test_a_bug_shows_its_traceback(recipe, monkeypatch):

@@ -264,12 +264,12 @@ def test_a_cached_repository_is_all_links(tmp_path):
 
 def test_a_pipeline_names_the_folder_inside(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
-    assert "diffusers pipeline" in refused(tmp_path)
+    assert "whole pipeline" in refused(tmp_path)
     for name in ("vae", "transformer"):
         (tmp_path / name).mkdir()
         save_file({"a": numbers(2)}, tmp_path / name / "m.safetensors")
     said = refused(tmp_path)
-    assert f"is a diffusers pipeline; give the folder of its transformer: {tmp_path / 'transformer'}" in said
+    assert f"is a whole pipeline; give the folder of its transformer: {tmp_path / 'transformer'}" in said
     assert "vae" not in said
 
 

@@ -24,6 +24,7 @@ from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
 from converter_plugins.targets.comfyui import ComfyUI
+from converter_plugins.targets.diffusers import Diffusers
 from converter_plugins.targets.lightx2v import LightX2V
 from converter_plugins.targets.plain import Plain
 
@@ -94,6 +95,23 @@ class TestComfyUIOfOldVersions(TargetConformance):
     target = ComfyUI(style="legacy")
     quantizers = (Fp8(per_channel=False),)
     refused = (Int8(), Nvfp4())
+
+
+class TestDiffusers(TargetConformance):
+    target = Diffusers()
+    quantizers = (Int8(), Fp8())
+    refused = (Int8(symmetric=False), Nvfp4(), Mxfp4())
+
+
+class TestDiffusersWithTorchao(TargetConformance):
+    target = Diffusers("torchao", "dynamic")
+    quantizers = (Int8(scale_dtype="float32"), Fp8())
+
+
+class TestDiffusersWithBfl(TargetConformance):
+    target = Diffusers("bfl")
+    quantizers = (Fp8(),)
+    refused = (Int8(),)
 
 
 class TestPlain(TargetConformance):

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ._wan_inventory import Structure
+from converter_core.api import Refused, TableContents
+
+from ._wan_inventory import BLOCK, FUSER, INJECTOR, VACE, Structure
 
 CLASS_OF_DIFFUSERS = "WanTransformer3DModel"
+CLASS_OF_VACE = "WanVACETransformer3DModel"
 
 TEXT_LEN = 512
 """Tokens of a prompt. Fixed in diffusers' pipelines, so its config does not say."""
 
 
 def is_diffusers(config: Mapping[str, Any]) -> bool:
-    return config.get("_class_name") == CLASS_OF_DIFFUSERS or "num_attention_heads" in config
+    return config.get("_class_name") in (CLASS_OF_DIFFUSERS, CLASS_OF_VACE) or "num_attention_heads" in config
 
 
 def to_original(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,6 +36,53 @@ def to_original(config: Mapping[str, Any]) -> dict[str, Any]:
         "text_len": TEXT_LEN,
         "eps": config.get("eps", 1e-6),
     }
+
+
+def to_diffusers(found: TableContents, config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    """The fields of diffusers' class, from the shapes of the tensors.
+
+    config: of the original; it alone knows ``num_heads`` (else supposed: heads of ``head_dim``) and ``eps``.
+    """
+    if found.layers(FUSER) or found.layers(INJECTOR):
+        raise Refused("diffusers names of Wan Animate and S2V are not known here; use a target with original names")
+    dims = found.dims
+    try:
+        dim, in_dim, out_dim, ffn_dim = (dims[name] for name in ("dim", "in_dim", "out_dim", "ffn_dim"))
+    except KeyError as error:
+        raise Refused(f"no tensor shows {error.args[0]} of this Wan, which diffusers' config.json needs") from None
+    image, flf, layers = "image" in found.branches, "flf" in found.branches, found.layers(BLOCK)
+    heads = config.get("num_heads")
+    if not isinstance(heads, int) or heads < 1 or dim % heads:
+        heads = max(dim // head_dim, 1)
+    eps = config.get("eps")
+    made = {
+        "_class_name": CLASS_OF_DIFFUSERS,
+        "added_kv_proj_dim": dim if image else None,
+        "attention_head_dim": dim // heads,
+        "cross_attn_norm": True,
+        "eps": eps if isinstance(eps, float) else 1e-6,
+        "ffn_dim": ffn_dim,
+        "freq_dim": dims.get("freq_dim", 256),
+        "image_dim": dims.get("image_dim", 1280) if image else None,
+        "in_channels": in_dim,
+        "num_attention_heads": heads,
+        "num_layers": layers,
+        "out_channels": out_dim,
+        "patch_size": [1, 2, 2],
+        "pos_embed_seq_len": dims.get("image_tokens") if flf else None,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 1024,
+        "text_dim": dims.get("text_dim", 4096),
+    }
+    if vace := found.layers(VACE):
+        # every n-th block from the first on has one, in both released models: no tensor tells
+        step = max(layers // vace, 1)
+        made |= {
+            "_class_name": CLASS_OF_VACE,
+            "vace_in_channels": dims.get("vace_in_dim", 96),
+            "vace_layers": [step * layer for layer in range(vace)],
+        }
+    return made
 
 
 def original(structure: Structure, num_heads: int) -> dict[str, Any]:

@@ -63,10 +63,17 @@ class WanDit(TableModel):
         facts["extra_tensors"] = len(found.extra)
         return facts
 
-    def config(self, config: Mapping[str, Any], key_format: str) -> Mapping[str, Any]:
-        """A diffusers config in the original key format. Any other mapping or key format: the same object."""
-        if key_format == "original" and _wan_config.is_diffusers(config):
+    def config(self, tensors: SourceTensors, key_format: str) -> Mapping[str, Any]:
+        """A diffusers config in the original key format; a diffusers config made of the tensors. Else the same object.
+
+        Refused in diffusers' for Animate and S2V, whose tensors it cuts and joins differently or not at all.
+        """
+        config = tensors.config
+        diffusers = _wan_config.is_diffusers(config)
+        if key_format == "original" and diffusers:
             return _wan_config.to_original(config)
+        if key_format == "diffusers" and not diffusers:
+            return _wan_config.to_diffusers(self.contents(tensors), config, HEAD_DIM)
         return config
 
     def synthetic(self) -> SyntheticCheckpoint:

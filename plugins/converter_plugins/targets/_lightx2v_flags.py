@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_NAMING = "leave it out: the naming of the source is recognised, and the target decides the naming of the output"
+_NAMING = (
+    "leave it out: the naming of the source is recognised, and the target decides the naming of the output; for "
+    "diffusers names write --set target.format=diffusers"
+)
 _LORA = "merge the LoRA first (LightX2V's converter does that without --quantized), then convert the merged checkpoint"
 _COMFYUI = "leave it out: --comfyui-mode quantizes the linear weights of the blocks, as ComfyUI's own files have it"
 _SELECT = "choose with quantization.options.target_modules or quantization.rules in a recipe: model-converter init"

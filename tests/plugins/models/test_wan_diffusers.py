@@ -7,9 +7,11 @@ import warnings
 import pytest
 import torch
 
+from converter_core.api.contexts import SourceTensors
 from converter_core.api.tensors import spec_of
 from converter_core.api.values import TensorSpec
-from converter_plugins.models.wan_dit import Structure, WanDit
+from converter_core.errors import Refused
+from converter_plugins.models.wan_dit import VARIANTS, Structure, WanDit
 
 wan = WanDit()
 
@@ -91,10 +93,40 @@ def test_accepted_as_they_are(models, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_config_agrees_with_the_tensors(models, case):
-    config = wan.config(dict(models[case].config), "original")
+    config = wan.config(SourceTensors({}, config=dict(models[case].config)), "original")
     facts = wan.describe({key: spec_of(tensor) for key, tensor in models[case].state_dict().items()})
     assert config["model_type"] == case
     assert config["num_heads"] == 2
     assert config["text_len"] == 512
     for key in ("dim", "ffn_dim", "num_layers", "in_dim", "out_dim", "freq_dim"):
         assert config[key] == facts[key]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_config_of_diffusers_is_made_of_the_tensors(models, case):
+    structure = CASES[case][1]
+    made = wan.config(SourceTensors(structure.inventory(), config={"num_heads": 2}), "diffusers")
+    theirs = {key: value for key, value in models[case].config.items() if key[0] != "_"}
+    assert {key: value for key, value in made.items() if key[0] != "_"} == {**theirs, "patch_size": [1, 2, 2]}
+    assert made["_class_name"] == "WanTransformer3DModel"
+
+
+@pytest.mark.parametrize(("variant", "layers"), [("VACE-1.3B", range(0, 30, 2)), ("VACE-14B", range(0, 40, 5))])
+def test_config_of_vace(variant, layers):
+    made = wan.config(SourceTensors(VARIANTS[variant].inventory()), "diffusers")
+    assert made["_class_name"] == "WanVACETransformer3DModel"
+    assert made["vace_layers"] == list(layers)
+    assert made["vace_in_channels"] == 96
+
+
+def test_a_config_that_lies_about_the_heads():
+    tensors = VARIANTS["T2V-1.3B"].inventory()
+    for lie in (7, "many", 0, None):
+        made = wan.config(SourceTensors(tensors, config={"num_heads": lie, "dim": 1, "eps": "small"}), "diffusers")
+        assert (made["num_attention_heads"], made["attention_head_dim"], made["eps"]) == (12, 128, 1e-6)
+
+
+@pytest.mark.parametrize("variant", ["Animate-14B", "S2V-14B"])
+def test_models_whose_diffusers_names_are_not_known(variant):
+    with pytest.raises(Refused, match="diffusers names of Wan Animate and S2V are not known here"):
+        wan.config(SourceTensors(VARIANTS[variant].inventory()), "diffusers")

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from converter_core.api.contexts import SourceTensors
 from converter_core.api.values import TensorRef, TensorSpec
 from converter_core.errors import PluginError
 from converter_plugins.models.wan_dit import SYNTHETIC, VARIANTS, Structure, WanDit
@@ -421,11 +422,11 @@ def test_config_of_diffusers_in_the_runtimes_keys():
         "eps": 1e-06,
         "model_type": "i2v",
     }
-    assert wan.config(I2V_480P_DIFFUSERS, "original") == expected
+    assert wan.config(SourceTensors({}, config=I2V_480P_DIFFUSERS), "original") == expected
     flf = I2V_480P_DIFFUSERS | {"pos_embed_seq_len": 514}
-    assert wan.config(flf, "original") == expected | {"model_type": "flf2v"}
+    assert wan.config(SourceTensors({}, config=flf), "original") == expected | {"model_type": "flf2v"}
     small = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, "image_dim": None, "in_channels": 16}
-    assert wan.config(small, "original") == expected | {
+    assert wan.config(SourceTensors({}, config=small), "original") == expected | {
         "dim": 1536,
         "ffn_dim": 8960,
         "num_heads": 12,
@@ -437,8 +438,8 @@ def test_config_of_diffusers_in_the_runtimes_keys():
 
 def test_config_that_needs_no_change_stays_the_same_object():
     sample = wan.synthetic()
-    assert wan.config(sample.config, "original") is sample.config
-    assert wan.config(I2V_480P_DIFFUSERS, "diffusers") is I2V_480P_DIFFUSERS
+    assert wan.config(SourceTensors({}, config=sample.config), "original") is sample.config
+    assert wan.config(SourceTensors({}, config=I2V_480P_DIFFUSERS), "diffusers") is I2V_480P_DIFFUSERS
 
 
 def test_sample_is_a_small_i2v():

@@ -1,0 +1,78 @@
+"""A finished output of this very conversion that is met again: whether it is still what was published.
+
+Every file gets the modification time of the manifest when it is published. A file with that time, its planned size and
+its planned header was not written since; one with another time (it was copied, or changed) is compared by checksums.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..api.values import FileLayout
+from ..trusted import Folder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """damaged: file -> what is wrong with it. touched: files with another modification time, in order.
+
+    crc32: tensor -> checksum. sides: file that is not weights -> checksum.
+    """
+
+    damaged: Mapping[str, str]
+    touched: tuple[str, ...]
+    crc32: Mapping[str, int]
+    sides: Mapping[str, int]
+
+
+def meet(
+    folder: Folder, own: str, manifest: Mapping[str, Any], layouts: Mapping[str, FileLayout], planned: Collection[str]
+) -> Finished | str:
+    """own: the manifest's name. planned: every file of the conversion. Text: why the manifest is not believed."""
+    files: Mapping[str, Mapping[str, Any]] = manifest["files"]
+    if set(files) != set(planned) - {own}:
+        return "lists other files than this conversion makes"
+    try:
+        crc32 = {key: int(entry["crc32"], 16) for key, entry in manifest["tensors"].items()}
+        sides = {name: int(entry["crc32"], 16) for name, entry in files.items() if name not in layouts}
+        sizes = {name: layouts[name].size if name in layouts else int(entry["size"]) for name, entry in files.items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return "is not laid out as a manifest of this tool"
+    if any(key not in crc32 for layout in layouts.values() for key in layout.offsets):
+        return "lists other tensors than this conversion makes"
+    published = folder.status(own)
+    time = published.st_mtime_ns if published else 0
+    damaged, touched = {}, []
+    for name, size in sizes.items():
+        status = folder.status(name)
+        reason = wrong_at_sight(folder, name, status, size, layouts.get(name))
+        if reason:
+            damaged[name] = reason
+        elif status is not None and status.st_mtime_ns != time:
+            touched.append(name)
+    return Finished(damaged, tuple(touched), crc32, sides)
+
+
+def wrong_at_sight(
+    folder: Folder, name: str, status: os.stat_result | None, size: int, layout: FileLayout | None
+) -> str:
+    """What size and header tell of a file under its final name; empty: nothing is wrong with these."""
+    if status is None:
+        return "is missing"
+    try:
+        fd = folder.open_file(name)
+    except OSError as error:
+        return f"cannot be opened ({error.strerror})"
+    with os.fdopen(fd, "rb") as file:
+        length = os.fstat(fd).st_size
+        if length != size:
+            return f"has {length} bytes instead of {size}"
+        try:
+            if layout is not None and file.read(len(layout.header)) != layout.header:
+                return "has another header"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+    return ""

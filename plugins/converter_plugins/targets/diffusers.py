@@ -1,0 +1,165 @@
+"""Diffusers (https://github.com/huggingface/diffusers) 0.42: what its transformer classes load, plain or quantized.
+
+Sources: ``models/modeling_utils.py`` (names of files, the index), ``quantizers/sdnq``, ``quantizers/torchao`` and
+``quantizers/bfl`` of diffusers 0.42.1, and the packages these lead to (sdnq 0.2.8, torchao 0.18.0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from converter_core.api import (
+    UNQUANTIZED,
+    Extras,
+    ModelFacts,
+    PlannedWeight,
+    QuantFormat,
+    Refused,
+    SourceTensors,
+    Stored,
+    Target,
+    TensorSpec,
+    WeightContext,
+    hookimpl,
+)
+
+from . import _diffusers_config, _torchao
+from ._row_formats import FP8, check_rows, row_format, with_exact_scales
+
+if TYPE_CHECKING:
+    from converter_core.api import Parts
+
+SUFFIX = ".weight"
+
+
+@dataclass(frozen=True)
+class Diffusers(Target):
+    """Diffusers names, ``diffusion_pytorch_model``, its ``config.json``; int8 and fp8 as its quantizers read them.
+
+    style: ``unquantized``; ``sdnq`` (int8, fp8; the default where weights are quantized); ``torchao`` (int8, fp8);
+        ``bfl`` (fp8 under original names, for ``from_single_file``).
+    activations: of ``torchao`` and int8: ``dynamic`` quantizes them too, row by row, while the model runs.
+    """
+
+    name: ClassVar[str] = "diffusers"
+    row_block: ClassVar[int | None] = 1
+    runs_on: ClassVar[Mapping[str, str]] = {
+        "int8": "diffusers runs it on any device; install sdnq (or torchao, target.options.style: torchao).",
+        "fp8": "diffusers runs it on any device; install sdnq (or torchao, target.options.style: torchao).",
+    }
+    style: Literal["unquantized", "sdnq", "torchao", "bfl"] | None = None
+    activations: Literal["none", "dynamic"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.activations != "none" and self.style != "torchao":
+            raise Refused("activations: dynamic is written for style: torchao only; sdnq decides it when it loads")
+
+    @property
+    def key_format(self) -> str:
+        return "original" if self.style == "bfl" else "diffusers"
+
+    @property
+    def config_format(self) -> str:
+        return "diffusers"
+
+    @property
+    def file_name(self) -> str:
+        return "" if self.style == "bfl" else "diffusion_pytorch_model"
+
+    def key(self, context: WeightContext, role: str, /) -> str:
+        layer, style = context.name.removesuffix(SUFFIX), self._style(context.format)
+        if style == "torchao" and context.format != UNQUANTIZED:
+            return f"{layer}._weight_{'qdata' if role == 'weight' else role}"
+        if role == "weight":
+            return context.name
+        return f"{layer}.{role}" if style == "sdnq" else f"{context.name}_{role}"
+
+    def preferred_format(self, format: QuantFormat, /) -> QuantFormat:
+        """Float32 scales as they are."""
+        return with_exact_scales(format)
+
+    def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
+        """As they are; the scales of ``bfl`` are ``[rows]``, for ``[rows, 1]`` loads and then fails in use."""
+        format, style = context.format, self._style(context.format)
+        if format == UNQUANTIZED:
+            return parts
+        if style == "unquantized":
+            raise Refused(f"is {format}, but target.options.style is unquantized; leave style out, or use method none")
+        if style == "bfl" and format.element != FP8.element:
+            raise Refused(f"is {format}, but style bfl holds fp8 only; use style sdnq, or method fp8")
+        check_rows("diffusers", format, parts)
+        return {**parts, "scale": parts["scale"].reshape(-1)} if style == "bfl" else parts
+
+    def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
+        if context.format == UNQUANTIZED or "scale" not in stored or stored["scale"].dim() != 1:
+            return stored
+        return {**stored, "scale": stored["scale"].reshape(-1, 1)}
+
+    def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
+        """One scheme beside unquantized weights: the ``quantization_config`` has one."""
+        names = {weight.format: weight.name for weight in weights if weight.format != UNQUANTIZED}
+        if len(names) > 1:
+            some = " and ".join(f"{format} (e.g. {name})" for format, name in names.items())
+            yield f"diffusers reads one scheme beside unquantized weights; this gives {some}"
+        for weight in weights:
+            if weight.format != UNQUANTIZED and not weight.name.endswith(SUFFIX):
+                yield f"diffusers reads {weight.name} unquantized only: it is no X.weight"
+
+    def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
+        """The records of ``torchao``: of every tensor of the whole model, in every file."""
+        if self._scheme(weights)[0] != "torchao":
+            return Extras()
+        return Extras(_torchao.records(weights, self.activations))
+
+    def config(self, config: Mapping[str, Any], weights: Sequence[PlannedWeight], /) -> Mapping[str, Any]:
+        if "_class_name" not in config:
+            raise Refused("the model has no config.json that diffusers reads (one that names its _class_name)")
+        made = {key: value for key, value in config.items() if key != "quantization_config"}
+        style, format = self._scheme(weights)
+        if format is not None and style != "bfl":
+            made["quantization_config"] = _diffusers_config.quantization(style, format, weights, self.activations)
+        return made
+
+    def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
+        for stored in list(weights.values())[:1]:
+            style = self._style(stored.format)
+            if style in _diffusers_config.NEEDS:
+                yield _diffusers_config.NEEDS[style]
+
+    def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
+        """By names, dtypes and shapes, in every style."""
+        found: dict[str, Stored] = {}
+        for key, spec in tensors.items():
+            layer, _, leaf = key.rpartition(".")
+            if len(spec.shape) != 2 or leaf not in ("weight", "_weight_qdata"):
+                continue
+            if leaf == "weight":
+                keys = {"scale": f"{layer}.scale"}
+                if keys["scale"] not in tensors:
+                    keys = {"scale": f"{layer}.weight_scale"}
+            else:
+                keys = {"scale": f"{layer}._weight_scale", "zero_point": f"{layer}._weight_zero_point"}
+            there = {role: part for role, part in keys.items() if part in tensors}
+            rows = (spec.shape[0],) if there.get("scale") == f"{layer}.weight_scale" else (spec.shape[0], 1)
+            format = row_format(spec, symmetric="zero_point" not in there)
+            if format is not None and "scale" in there and tensors[there["scale"]] == TensorSpec("F32", rows):
+                found[layer + SUFFIX] = Stored(format, {"weight": key, **there}, spec.shape)
+        return found
+
+    def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
+        return _diffusers_config.how_to_load(weights, path)
+
+    def _style(self, format: QuantFormat) -> str:
+        return self.style or ("unquantized" if format == UNQUANTIZED else "sdnq")
+
+    def _scheme(self, weights: Iterable[PlannedWeight]) -> tuple[str, QuantFormat | None]:
+        """The style, and the format of what is quantized; None: nothing is."""
+        format = next((weight.format for weight in weights if weight.format != UNQUANTIZED), None)
+        return ("unquantized", None) if format is None else (self._style(format), format)
+
+
+@hookimpl
+def converter_targets() -> Sequence[type[Target]]:
+    return [Diffusers]
