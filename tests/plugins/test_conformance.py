@@ -20,6 +20,7 @@ from converter_plugins.models.wan_dit import WanDit
 from converter_plugins.models.wan_t5 import WanT5
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.gguf_blocks import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from converter_plugins.quantizers.gguf_k import Q2_K, Q4_K, Q6_K
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
@@ -71,6 +72,21 @@ class TestQ5_0(QuantizerConformance):
 
 class TestQ4_1(QuantizerConformance):
     quantizer = Q4_1()
+
+
+class TestQ6_K(QuantizerConformance):
+    quantizer = Q6_K()
+    shapes = ((7, 256), (1, 512), (130, 256))
+
+
+class TestQ4_K(QuantizerConformance):
+    quantizer = Q4_K()
+    shapes = ((7, 256), (1, 512), (130, 256))
+
+
+class TestQ2_K(QuantizerConformance):
+    quantizer = Q2_K()
+    shapes = ((7, 256), (1, 512))
 
 
 class TestLightX2V(TargetConformance):
