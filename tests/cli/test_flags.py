@@ -149,7 +149,7 @@ def test_set_may_give_what_flags_do_not(asked):
     ("line", "words"),
     [
         ("-s a -o b --linear_type int8", ["--linear-type int8", "add --quantized"]),
-        ("-s a -o b --quantized", ["add --linear-type SCHEME", "fp8, int8"]),
+        ("-s a -o b --quantized", ["add --linear-type SCHEME", "fp8, "]),
         ("-s a -o b --single_file --save_by_block", ["exclude each other"]),
         ("-s a -o b --single_file -c 100", ["exclude each other"]),
         ("-s a -o b -b --chunk-size 4GiB", ["exclude each other"]),
