@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -13,12 +13,34 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from converter_core.api import Refused, load_json_object, read_file
+from converter_core.api import Refused, TensorRef, TensorSpec, WeightContext, load_json_object, read_file
 
 LARGEST = 256 << 20
 """Bytes. A number for each weight of the largest model takes a thousandth of it."""
 
 MAKE_IT = "LightX2V writes calib.pt when it runs the unquantized model with do_mm_calib: true"
+
+
+class Calibrated:
+    """The part of a quantizer that follows from its option ``activation_absmax``."""
+
+    activation_absmax: str | None
+
+    def inputs(
+        self, context: WeightContext, stores: Mapping[str, Mapping[str, TensorSpec]], /
+    ) -> Mapping[str, TensorRef | Tensor]:
+        if self.activation_absmax is None:
+            return {}
+        return {"input_absmax": activation_absmax(self.activation_absmax, context.info.name)}
+
+    def input_files(self) -> Sequence[str]:
+        return () if self.activation_absmax is None else (self.activation_absmax,)
+
+    def check_names(self, chosen: Sequence[str], /) -> Iterable[str]:
+        if self.activation_absmax is None:
+            return
+        if idle := sorted(names(self.activation_absmax) - set(chosen)):
+            yield f"{self.activation_absmax}: these names match no quantized weight: {', '.join(idle)}"
 
 
 def activation_absmax(path: str, name: str) -> Tensor:
