@@ -28,6 +28,7 @@ CONFIG = 4 << 20
 STATISTICS = 256 << 20
 """Bytes of a file of calibration statistics."""
 
+_BLOCK = 1 << 20
 _CAREFULLY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -81,11 +82,14 @@ def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None
 
 def read_file(path: str | os.PathLike[str], limit: int, dir_fd: int | None = None) -> bytes:
     """The content of a regular file of at most ``limit`` bytes."""
-    with os.fdopen(open_regular(path, dir_fd=dir_fd), "rb") as file:
-        content = file.read(limit + 1)  # whatever its size is said to be: it may grow, and some files say 0
+    content = bytearray()
+    with os.fdopen(open_regular(path, dir_fd=dir_fd), "rb", buffering=0) as file:
+        # whatever its size is said to be: it may grow, and some files say 0
+        while block := file.read(min(_BLOCK, limit + 1 - len(content))):
+            content += block
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"has more than {limit:,} bytes", str(path))
-    return content
+    return bytes(content)
 
 
 class Folder:
