@@ -219,6 +219,12 @@ class Folder:
                     inner.remove(one)
             folder.remove_folder(last)
 
+    def remove_file(self, name: str) -> None:
+        """As ``remove``, but a folder stays."""
+        with suppress(FileNotFoundError, NotADirectoryError), self.holder(name) as (folder, last):
+            if not stat.S_ISDIR(folder._status(last).st_mode):
+                os.unlink(folder._join(last), dir_fd=folder._fd)
+
     def remove_folder(self, name: str) -> None:
         """An empty folder."""
         with self.holder(name) as (folder, last):

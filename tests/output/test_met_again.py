@@ -280,3 +280,18 @@ def test_a_source_that_only_looks_the_same_starts_anew(
     assert {name: data for name, data in contents(tmp_path / "out").items() if name.endswith(".safetensors")} == {
         name: data for name, data in contents(expected).items() if name.endswith(".safetensors")
     }
+
+
+def test_a_folder_is_never_replaced(ask: Asking, plugins: Registry, out: Path, finished: dict[str, bytes]) -> None:
+    """Whatever a manifest says: one that claims a folder of the user's own, and a folder under a planned name."""
+    (out / "mine").mkdir()
+    (out / "mine" / "file").write_text("mine")
+    manifest = out / "tiny.manifest.json"
+    content = load_manifest(manifest)
+    content["files"]["mine"] = {"size": 1}
+    manifest.write_bytes(dump({key: content[key] for key in content if key not in ("kind", "version", "crc32")}))
+    assert convert(ask("fp8", layout="single_file", overwrite=True), registry=plugins).status == "done"
+    assert (out / "mine" / "file").read_text() == "mine"
+    (out / "block_1.safetensors").mkdir()
+    with pytest.raises(PlanError, match="it is a folder"):
+        convert(ask("fp8", overwrite=True), registry=plugins)
