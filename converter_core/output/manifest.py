@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, shown
-from ..trusted import MANIFEST, Folder, is_inside, read_file
+from ..folder import Folder
+from ..trusted import MANIFEST, is_inside, read_file
 
 SUFFIX = ".manifest.json"
 KIND = "model-converter manifest"

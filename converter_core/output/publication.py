@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
 from ..errors import ConversionError, shown
-from ..trusted import Folder
+from ..folder import Folder
 from .journal import Journal
 from .manifest import SUFFIX
 from .staging import Staging

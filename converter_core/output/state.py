@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..api.values import FileLayout
 from ..errors import CheckpointError, shown
-from ..trusted import Folder
+from ..folder import Folder
 from .fingerprint import Fingerprint
 from .finished import Finished, meet
 from .manifest import Manifests, manifest_name, manifests_in

@@ -14,10 +14,10 @@ import pytest
 
 from converter_core import ConverterError, Registry, convert, make_plan, verify
 from converter_core.errors import PlanError
+from converter_core.folder import Folder
 from converter_core.output.journal import Journal
 from converter_core.output.manifest import dump, load_manifest
 from converter_core.output.unfinished import FILES
-from converter_core.trusted import Folder
 
 from .conftest import Asking
 
