@@ -26,6 +26,7 @@ from converter_plugins.quantizers.nvfp4 import Nvfp4
 from converter_plugins.targets.diffusers import Diffusers
 from converter_plugins.targets.lightx2v import LightX2V
 from converter_plugins.targets.plain import Plain
+from converter_plugins.targets.vllm_omni import VllmOmni
 
 
 class TestInt8(QuantizerConformance):
@@ -89,6 +90,12 @@ class TestDiffusersWithBfl(TargetConformance):
     target = Diffusers("bfl")
     quantizers = (Fp8(),)
     refused = (Int8(),)
+
+
+class TestVllmOmni(TargetConformance):
+    target = VllmOmni()
+    quantizers = (Int8(),)
+    refused = (Int8(symmetric=False), Fp8(), Nvfp4())
 
 
 class TestPlain(TargetConformance):
