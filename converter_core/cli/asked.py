@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .also import pieces, with_outputs
 from .completion import plugin_names
 
 if TYPE_CHECKING:
@@ -23,13 +24,14 @@ class Asked:
     """What ``load_recipe`` is given. source: a YAML file, or an empty recipe that ``overrides`` fill.
 
     labels: dotted key -> the flag that it comes from. layout_flag: the flag that chooses a layout; which one is
-    known when the plugins are.
+    known when the plugins are. also: further outputs, as they are typed.
     """
 
     source: str | Mapping[str, Any]
     overrides: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     layout_flag: str = ""
+    also: tuple[str, ...] = ()
 
     def load(self, registry: Registry) -> Recipe:
         """The recipe, validated. RecipeError."""
@@ -39,7 +41,8 @@ class Asked:
         if self.layout_flag and "target.layout" not in overrides:
             overrides = {**overrides, "target.layout": layout_for(self.layout_flag, registry)}
             labels = {**labels, "target.layout": self.layout_flag}
-        return load_recipe(self.source, overrides, registry, labels=labels)
+        recipe = load_recipe(self.source, overrides, registry, labels=labels)
+        return with_outputs(recipe, self.also, registry) if self.also else recipe
 
     def paths(self) -> tuple[str, str]:
         """Source and output as they are written, without validation; empty where they cannot be told."""
@@ -104,7 +107,16 @@ def _asked(flags: Flags, file: str | None) -> Asked:
     missing = [flag for key, flag in _NEEDED.items() if key not in given.values]
     if file is None and missing:
         raise Misused(f"give a recipe (--config recipe.yaml, or its name alone), or {' and '.join(missing)}")
-    return Asked(file if file is not None else {}, given.values, given.labels, layout_flag)
+    return Asked(file if file is not None else {}, given.values, given.labels, layout_flag, _also(flags))
+
+
+def _also(flags: Flags) -> tuple[str, ...]:
+    for text in flags.also or ():
+        try:
+            pieces(text)
+        except ValueError as error:
+            raise Misused(str(error)) from None
+    return tuple(flags.also or ())
 
 
 class _Overrides:
