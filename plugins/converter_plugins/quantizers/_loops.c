@@ -163,6 +163,51 @@ LOOP e4m3_costs(const void *x, int dtype, size_t rows, size_t columns, const flo
     FOR_DTYPE(dtype, e4m3_costs_of(x, D, rows, columns, scale, terms, out))
 }
 
+#define OCTAVE 128
+#define BINADES 16
+
+INLINE void e4m3_best_steps_of(const void *x, int dtype, size_t rows, size_t columns, const float *reach,
+                               const float *first, const uint32_t *shares, const double *table, uint32_t *counts,
+                               int32_t *out)
+{
+    for (size_t row = 0; row < rows; row++) {
+        const void *p = from(x, dtype, row * columns);
+        int32_t lowest = ((int32_t)(as_bits(reach[row]) >> 23) - (BINADES - 2)) * OCTAVE;
+        memset(counts, 0, BINADES * OCTAVE * sizeof *counts);
+        for (size_t i = 0; i < columns; i++) {
+            int32_t bin = (int32_t)((as_bits(magnitude(p, dtype, i)) + 0x8000) >> 16) - lowest;
+            counts[bin > 0 ? bin : 0] += shares ? shares[i] : 1;
+        }
+        uint64_t energy[OCTAVE] = {0}, total = 0;
+        for (size_t binade = 0; binade < BINADES; binade++)
+            for (size_t i = 0; i < OCTAVE; i++)
+                energy[i] += (uint64_t)counts[binade * OCTAVE + i] << 2 * binade;
+        for (size_t i = 0; i < OCTAVE; i++)
+            total += energy[i];
+        int excess = 0;
+        while (total >> excess >= 1 << 26)
+            excess++;
+        double errors[OCTAVE] = {0};
+        for (size_t i = 0; i < OCTAVE; i++) {
+            double counted = (double)(energy[i] >> excess);
+            for (size_t j = 0; j < OCTAVE; j++)
+                errors[j] += counted * table[i * OCTAVE + j];
+        }
+        uint32_t start = as_bits(first[row]) >> 16, best = 0;
+        for (uint32_t step = 1; step < OCTAVE; step++)
+            best = errors[(start + step) % OCTAVE] < errors[(start + best) % OCTAVE] ? step : best;
+        out[row] = (int32_t)best;
+    }
+}
+
+/* Which of 128 neighbouring scales has the least squared error in each row. shares: of the columns, or NULL for one
+ * each. table: 128 rows of 128. counts: 16 * 128 numbers to work in. */
+LOOP e4m3_best_steps(const void *x, int dtype, size_t rows, size_t columns, const float *reach, const float *first,
+                     const uint32_t *shares, const double *table, uint32_t *counts, int32_t *out)
+{
+    FOR_DTYPE(dtype, e4m3_best_steps_of(x, D, rows, columns, reach, first, shares, table, counts, out))
+}
+
 /* Elements whose intermediate results stay in the nearest cache; a multiple of every width. */
 #define RUN 1024
 

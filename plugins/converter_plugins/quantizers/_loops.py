@@ -22,6 +22,7 @@ _library = load_kernels(
     e4m3_steps=(_POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
     int8_costs=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
     e4m3_costs=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
+    e4m3_best_steps=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     e2m1_codes=(*_WEIGHT, _SIZE, _POINTER, _POINTER),
     floor_is_better=(*_WEIGHT, _POINTER, _POINTER),
     best_steps=(*_WEIGHT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
@@ -64,6 +65,13 @@ def e4m3_costs(weight: Tensor, scale: Tensor) -> Tensor:
     return _by_row("e4m3_costs", weight, scale, torch.empty(weight.shape[1]), torch.empty(weight.shape[0], 1))
 
 
+def e4m3_best_steps(weight: Tensor, reach: Tensor, first: Tensor, shares: Tensor | None, table: Tensor) -> Tensor:
+    out = torch.empty(first.shape, dtype=torch.int32)
+    counts = torch.empty(16 * 128, dtype=torch.int32)
+    _call("e4m3_best_steps", weight, *weight.shape, reach, first, shares, table, counts, out)
+    return out
+
+
 def e2m1_codes(weight: Tensor, per_step: Tensor) -> Tensor:
     out = torch.empty(weight.shape[0], weight.shape[1] // 2, dtype=torch.uint8)
     _call("e2m1_codes", weight, per_step.numel(), weight.numel() // per_step.numel(), per_step, out)
@@ -95,7 +103,7 @@ def _by_code(name: str, codes: Tensor, scale: Tensor) -> Tensor:
     return out
 
 
-def _call(name: str, weight: Tensor, count: int, *arguments: Tensor | int) -> None:
+def _call(name: str, weight: Tensor, count: int, *arguments: Tensor | int | None) -> None:
     kept = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]  # what is to be filled is so already
     pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in kept]
     getattr(_library, name)(weight.data_ptr(), KERNEL_DTYPES[weight.dtype], count, *pointers)

@@ -48,23 +48,33 @@ def best_scale(weight: Tensor, first: Tensor, stages: Stages, cost: Cost, decode
         centre = best
         for step in steps:
             offset = (centre + step).clamp_(lowest, highest)
-            scale = _moved(first, offset)
+            scale = moved(first, offset)
             relative = scale / first
             squares = cost(weight, scale, *per_row).mul_(relative).mul_(relative)
             best = torch.where(squares < least, offset, best)
             least = torch.minimum(squares, least)
+    return moved(first, kept_where_better(weight, first, best, of_first, least, decoded, *per_row))
+
+
+def kept_where_better(
+    weight: Tensor, first: Tensor, best: Tensor, of_first: Tensor, least: Tensor, decoded: Decoded, *per_row: Tensor
+) -> Tensor:
+    """``best``, int32 [O, 1], or 0 in rows whose error is not really smaller than with ``first``.
+
+    of_first, least: what float32 makes of both errors, in squared steps of ``first``, [O, 1].
+    """
     if weight.is_meta:  # has no rows to look at
-        return _moved(first, best)
+        return best
     slack = ROUNDING * weight.shape[1] ** 0.5
     close = (best != 0) & (least.sqrt() + slack >= of_first.sqrt())
     rows = close.flatten().nonzero().flatten()
     if rows.numel():
         near, start, *rest = (tensor.index_select(0, rows) for tensor in (weight, first, *per_row))
         chosen = best.index_select(0, rows)
-        error = _real_error(near, decoded(near, _moved(start, chosen), *rest))
+        error = _real_error(near, decoded(near, moved(start, chosen), *rest))
         of_start = _real_error(near, decoded(near, start, *rest))
-        best.index_copy_(0, rows, torch.where(error < of_start * (1 - SUM_ROUNDING), chosen, 0))
-    return _moved(first, best)
+        best = best.index_copy(0, rows, torch.where(error < of_start * (1 - SUM_ROUNDING), chosen, 0))
+    return best
 
 
 def _real_error(weight: Tensor, decoded: Tensor) -> Tensor:
@@ -77,7 +87,7 @@ def in_steps(weight: Tensor, scale: Tensor) -> Tensor:
     return weight.to(torch.float32, copy=True).div_(scale)
 
 
-def _moved(scale: Tensor, steps: Tensor) -> Tensor:
+def moved(scale: Tensor, steps: Tensor) -> Tensor:
     """That many bf16 numbers further."""
     return (scale.view(torch.int32) + (steps << 16)).view(torch.float32).clamp_(min=SMALLEST_NORMAL)
 

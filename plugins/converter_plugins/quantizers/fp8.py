@@ -13,17 +13,15 @@ from converter_core.api import QuantFormat, Quantizer, Refused, hookimpl
 
 from . import _loops
 from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces, decode_e4m3
+from ._fp8_scales import best_steps
 from ._reference import Numerics, Reference
-from ._rows import best_scale, in_steps, reference_quotient, reference_scale, scale_for, sum_of_squares
+from ._rows import in_steps, kept_where_better, moved, reference_quotient, reference_scale, scale_for, sum_of_squares
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
 
 TOP = 448.0
 SMALLEST_FP16 = 2.0**-24
-OCTAVE = (range(4, 128, 4), (2, -2), (1, -1))
-"""Steps from absmax / 448 to the larger bf16 scales that ``mse`` tries: an octave, after which the grid of mantissas
-returns; then around the best."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Fp8(Reference, Quantizer):
             reach = absmax_of_rows(weight) if amax is None else amax
             scale = scale_for(reach.expand(weight.shape[0], 1), TOP)
             if self._rule == "mse":
-                scale = best_scale(weight, scale, OCTAVE, _cost, _decoded)
+                scale = _best_scale(weight, reach, scale)
             codes = _codes(weight, scale)
         return {"weight": codes, "scale": scale}
 
@@ -108,6 +106,15 @@ def _codes(weight: Tensor, scale: Tensor) -> Tensor:
     if _loops.suit(weight):
         return _loops.e4m3_codes(weight, scale)
     return by_pieces(lambda rows, of: in_steps(rows, of).clamp_(-TOP, TOP).to(torch.float8_e4m3fn), weight, scale)
+
+
+def _best_scale(weight: Tensor, reach: Tensor, first: Tensor) -> Tensor:
+    """Of the bf16 numbers from ``first`` to twice as much, after which the grid of mantissas returns. [O, 1]"""
+    steps = best_steps(weight, reach, first)
+    scale = moved(first, steps)
+    relative = scale / first
+    least = _cost(weight, scale).mul_(relative).mul_(relative)
+    return moved(first, kept_where_better(weight, first, steps, _cost(weight, first), least, _decoded))
 
 
 def _cost(weight: Tensor, scale: Tensor) -> Tensor:
