@@ -18,7 +18,7 @@ def pieces(text: str) -> tuple[str, str, str]:
     """Scheme, target and layout; empty where they are left out. ValueError for something else."""
     found = [piece.strip() for piece in text.split(":")]
     if not found[0] or len(found) > 3:
-        raise ValueError(f"--also {text!r}: write it as {FORM}, e.g. nvfp4 or fp8:plain:by_block")
+        raise ValueError(f"--also {text!r}: write it as {FORM}; model-converter plugins lists the names")
     scheme, target, layout = (*found, "", "")[:3]
     return scheme, target, layout
 

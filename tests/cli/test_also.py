@@ -84,7 +84,7 @@ def test_the_plan_shows_them_side_by_side(wan_source: Path, tmp_path: Path, caps
         (["int9"], "--also: outputs[1].quantization.method: unknown quantizer 'int9'; did you mean 'int8'?"),
         (["fp8:plian"], "--also: outputs[1].target.format: unknown target 'plian'; did you mean 'plain'?"),
         (["fp8:plain:byblock"], "--also: outputs[1].target.layout: unknown layout 'byblock'; did you mean"),
-        ([":plain"], "--also ':plain': write it as SCHEME[:TARGET[:LAYOUT]], e.g. nvfp4 or fp8:plain:by_block"),
+        ([":plain"], "--also ':plain': write it as SCHEME[:TARGET[:LAYOUT]]; model-converter plugins lists the names"),
         (["a:b:c:d"], "--also 'a:b:c:d': write it as SCHEME[:TARGET[:LAYOUT]]"),
     ],
 )
