@@ -109,7 +109,9 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         return made
     made.notes += notes.unmatched_names(found.all)
     builder = JobBuilder(number, source.adapter, source.model, target, source.stores, source.inference, passthrough)
-    quantized = source.quantized.weights if source.quantized else {}
+    before = source.quantized
+    stored = {} if before is None else {info.name: before.of(info) for info in source.infos}
+    quantized = {name: one for name, one in stored.items() if one is not None}
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
     made.problems += builder.problems

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from converter_core.api import UNQUANTIZED, PlannedWeight, QuantFormat, TensorSpec
@@ -115,8 +115,27 @@ SCHEMES: Mapping[QuantFormat, Scheme] = {
 }
 
 
+HALF = ("BF16", "F16")
+"""What the library itself writes scales of rows in; read, never written."""
+
+
 def scheme_of(format: QuantFormat) -> Scheme | None:
-    return SCHEMES.get(format)
+    return SCHEMES.get(replace(format, scale_dtype="F32") if format.scale_dtype in HALF else format)
+
+
+def format_of(layer: str, leaf: str, tensors: Mapping[str, TensorSpec]) -> tuple[QuantFormat, dict[str, str]] | None:
+    """The format of a layer and its keys by role, by dtypes and shapes. leaf: the last part of the key of its codes."""
+    codes = tensors[f"{layer}.{leaf}"]
+    for format, scheme in SCHEMES.items():
+        keys = {role: f"{layer}.{name}" for role, name in scheme.keys.items()}
+        if leaf != scheme.keys["weight"] or len(codes.shape) != 2 or not all(key in tensors for key in keys.values()):
+            continue
+        specs, dtype = {role: tensors[key] for role, key in keys.items()}, tensors[keys["scale"]].dtype
+        if scheme.scale == "F32" and dtype in HALF:
+            format, scheme = replace(format, scale_dtype=dtype), replace(scheme, scale=dtype)
+        if specs == scheme.specs(codes):
+            return format, keys
+    return None
 
 
 def quantization(weights: Iterable[PlannedWeight]) -> Mapping[str, Any]:

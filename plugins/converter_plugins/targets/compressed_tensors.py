@@ -25,7 +25,7 @@ from converter_core.api import (
 )
 
 from . import _compressed_tensors_config
-from ._compressed_tensors_config import SCHEMES, scheme_of
+from ._compressed_tensors_config import SCHEMES, format_of, scheme_of
 from ._row_formats import WRITTEN_FOR
 
 if TYPE_CHECKING:
@@ -100,14 +100,10 @@ class CompressedTensors(Target):
         if tensors.metadata.get(WRITTEN_FOR) != self.name and not told:
             return {}
         found: dict[str, Stored] = {}
-        for key, spec in tensors.items():
+        for key in tensors:
             layer, _, leaf = key.rpartition(".")
-            for format, scheme in SCHEMES.items():
-                keys = {role: f"{layer}.{name}" for role, name in scheme.keys.items()}
-                if leaf == scheme.keys["weight"] and all(one in tensors for one in keys.values()):
-                    specs = {role: tensors[one] for role, one in keys.items()}
-                    if len(spec.shape) == 2 and specs == scheme.specs(spec):
-                        found[layer + SUFFIX] = Stored(format, keys)
+            if (known := format_of(layer, leaf, tensors) if layer else None) is not None:
+                found[layer + SUFFIX] = Stored(*known)
         return found
 
 

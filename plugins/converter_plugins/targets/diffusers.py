@@ -89,9 +89,12 @@ class Diffusers(Target):
         return {**parts, "scale": parts["scale"].reshape(-1)} if style == "bfl" else parts
 
     def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
-        if context.format == UNQUANTIZED or "scale" not in stored or stored["scale"].dim() != 1:
+        """Without a zero point of zeros, with scales ``[rows, 1]``."""
+        if context.format == UNQUANTIZED or "scale" not in stored:
             return stored
-        return {**stored, "scale": stored["scale"].reshape(-1, 1)}
+        unused = {"zero_point"} if context.format.symmetric else set()
+        parts = {role: part for role, part in stored.items() if role not in unused}
+        return {**parts, "scale": stored["scale"].reshape(-1, 1)}
 
     def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
         """One scheme beside unquantized weights: the ``quantization_config`` has one."""
@@ -99,6 +102,9 @@ class Diffusers(Target):
         if len(names) > 1:
             some = " and ".join(f"{format} (e.g. {name})" for format, name in names.items())
             yield f"diffusers reads one scheme beside unquantized weights; this gives {some}"
+        style, format = self._scheme(weights)
+        if format is not None and style != self._style(format) and (self.style is not None or style == "bfl"):
+            yield f"the source is quantized in style {style} already; write target.options.style: {style}"
         for weight in weights:
             if weight.format != UNQUANTIZED and not weight.name.endswith(SUFFIX):
                 yield f"diffusers reads {weight.name} unquantized only: it is no X.weight"
@@ -139,7 +145,7 @@ class Diffusers(Target):
                 keys = {"scale": f"{layer}._weight_scale", "zero_point": f"{layer}._weight_zero_point"}
             there = {role: part for role, part in keys.items() if part in tensors}
             rows = (spec.shape[0],) if there.get("scale") == f"{layer}.weight_scale" else (spec.shape[0], 1)
-            format = row_format(spec, symmetric="zero_point" not in there)
+            format = row_format(spec, symmetric=_is_zero(tensors, there.get("zero_point")))
             if format is not None and "scale" in there and tensors[there["scale"]] == TensorSpec("F32", rows):
                 found[layer + SUFFIX] = Stored(format, {"weight": key, **there}, spec.shape)
         return found
@@ -151,9 +157,20 @@ class Diffusers(Target):
         return self.style or ("unquantized" if format == UNQUANTIZED else "sdnq")
 
     def _scheme(self, weights: Iterable[PlannedWeight]) -> tuple[str, QuantFormat | None]:
-        """The style, and the format of what is quantized; None: nothing is."""
-        format = next((weight.format for weight in weights if weight.format != UNQUANTIZED), None)
-        return ("unquantized", None) if format is None else (self._style(format), format)
+        """The style, by the keys of what is quantized, and its format; None: nothing is quantized."""
+        for weight in weights:
+            if weight.format != UNQUANTIZED:
+                keys = {output.role: output.key for output in weight.outputs}
+                return _diffusers_config.style_of(keys["scale"]), weight.format
+        return "unquantized", None
+
+
+def _is_zero(tensors: SourceTensors, key: str | None) -> bool:
+    """Whether a zero point is none: torchao writes zeros for int8. What cannot be read may be anything."""
+    try:
+        return key is None or not tensors.read(key).any()
+    except ValueError:
+        return False
 
 
 @hookimpl
