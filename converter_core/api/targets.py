@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .contexts import ModelFacts, SourceTensors, WeightContext
+from .formats import QuantFormat
 from .values import Extras, PlannedWeight, Stored, TensorSpec
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class Target(ABC):
     replaced_flags: ClassVar[Mapping[str, str]] = {}
     """Flags of the runtime's own converter that the command line does not have -> what to type instead."""
 
+    flags: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Switches that stand for keys of a recipe, e.g. ``{"--myrt-mode": {"target.format": "myrt"}}``."""
+
     @property
     def key_format(self) -> str:
         """The key format that model adapters are asked for."""
@@ -53,6 +57,11 @@ class Target(ABC):
     def config_format(self) -> str:
         """The key format that ``config.json`` is asked for in; that of the names unless a runtime mixes them."""
         return self.key_format
+
+    @property
+    def one_file(self) -> bool:
+        """Whether the runtime reads one file only; layouts that make several are refused."""
+        return False
 
     @property
     def file_name(self) -> str:
@@ -74,6 +83,13 @@ class Target(ABC):
     @abstractmethod
     def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         """The inverse of ``encode``. Shapes come from the parts, or from ``context.spec`` where it is known."""
+
+    def preferred_format(self, format: QuantFormat, /) -> QuantFormat:
+        """What it takes in the place of a format that it does not, e.g. the same with one scale per tensor.
+
+        The options of a quantizer that a recipe leaves out follow it, by ``Quantizer.options_for``.
+        """
+        return format
 
     def markers(self, context: WeightContext, /) -> Parts:
         """Small constant tensors that stand beside a weight's parts, by role, e.g. a marker that names its format."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from converter_core.api import UNQUANTIZED, PlannedWeight, QuantFormat, TensorSpec
+from converter_core.api import UNQUANTIZED, PlannedWeight, QuantFormat, Refused, TensorSpec
 
 from ._row_formats import FP8, INT8
 
@@ -120,7 +120,8 @@ HALF = ("BF16", "F16")
 
 
 def scheme_of(format: QuantFormat) -> Scheme | None:
-    return SCHEMES.get(replace(format, scale_dtype="F32") if format.scale_dtype in HALF else format)
+    dtype = "F32" if format.scale_dtype in HALF else format.scale_dtype
+    return SCHEMES.get(replace(format, scale_dtype=dtype, scale_precision=""))
 
 
 def format_of(layer: str, leaf: str, tensors: Mapping[str, TensorSpec]) -> tuple[QuantFormat, dict[str, str]] | None:
@@ -147,7 +148,9 @@ def quantization(weights: Iterable[PlannedWeight]) -> Mapping[str, Any]:
     formats = [format for format in dict.fromkeys(layers.values()) if format != UNQUANTIZED]
     groups = {}
     for number, format in enumerate(formats):
-        scheme = SCHEMES[format]
+        scheme = scheme_of(format)
+        if scheme is None:
+            raise Refused(f"{format} has no place in compressed-tensors here")
         groups[f"group_{number}"] = {
             "targets": list(_targets(layers, format)),
             "format": scheme.name,

@@ -65,6 +65,8 @@ def style_of(scale: str) -> str:
 
 def how_to_load(weights: Mapping[str, Stored], path: str) -> Mapping[str, Any]:
     """For ``inspect``: the call, and what it needs."""
+    if not weights:
+        return {}
     style = style_of(next(iter(weights.values())).keys["scale"])
     call = "from_single_file(FILE, config=FOLDER, quantization_config=...)" if style == "bfl" else "from_pretrained"
     return {"diffusers": {"call": call, "path": path, "style": style, "needs": NEEDS[style]}}

@@ -14,6 +14,7 @@ from converter_core.api import (
     Extras,
     ModelFacts,
     PlannedWeight,
+    QuantFormat,
     Refused,
     SourceTensors,
     Stored,
@@ -26,7 +27,7 @@ from converter_core.api import (
 
 from . import _compressed_tensors_config
 from ._compressed_tensors_config import SCHEMES, format_of, scheme_of
-from ._row_formats import WRITTEN_FOR
+from ._row_formats import WRITTEN_FOR, with_exact_scales
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
@@ -47,6 +48,10 @@ class CompressedTensors(Target):
         if scheme is None:
             return context.name if role == "weight" else f"{context.name}_{role}"
         return f"{layer}.{scheme.keys[role]}"
+
+    def preferred_format(self, format: QuantFormat, /) -> QuantFormat:
+        """Float32 scales as they are."""
+        return with_exact_scales(format)
 
     def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         """Codes and scales as they are; what is one number there has the shape ``[1]``."""

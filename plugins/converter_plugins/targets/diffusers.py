@@ -26,7 +26,7 @@ from converter_core.api import (
 )
 
 from . import _diffusers_config, _torchao
-from ._row_formats import FP8, check_rows, row_format
+from ._row_formats import FP8, check_rows, row_format, with_exact_scales
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
@@ -65,6 +65,10 @@ class Diffusers(Target):
         return "diffusers"
 
     @property
+    def one_file(self) -> bool:
+        return self.style == "bfl"
+
+    @property
     def file_name(self) -> str:
         return "" if self.style == "bfl" else "diffusion_pytorch_model"
 
@@ -75,6 +79,10 @@ class Diffusers(Target):
         if role == "weight":
             return context.name
         return f"{layer}.{role}" if style == "sdnq" else f"{context.name}_{role}"
+
+    def preferred_format(self, format: QuantFormat, /) -> QuantFormat:
+        """Float32 scales as they are, but for ``sdnq``: diffusers casts those to the ``torch_dtype`` on loading."""
+        return format if self._style(format) == "sdnq" else with_exact_scales(format)
 
     def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         """As they are; the scales of ``bfl`` are ``[rows]``, for ``[rows, 1]`` loads and then fails in use."""
@@ -95,6 +103,12 @@ class Diffusers(Target):
         unused = {"zero_point"} if context.format.symmetric else set()
         parts = {role: part for role, part in stored.items() if role not in unused}
         return {**parts, "scale": stored["scale"].reshape(-1, 1)}
+
+    def simulate_load(self, context: WeightContext, stored: Parts, /) -> Parts:
+        """With ``torch_dtype=torch.bfloat16``, as everyone loads it."""
+        if "scale" not in stored or self._style(context.format) != "sdnq":
+            return stored
+        return {**stored, "scale": stored["scale"].bfloat16().float()}
 
     def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
         """One scheme beside unquantized weights: the ``quantization_config`` has one."""

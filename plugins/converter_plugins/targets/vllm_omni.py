@@ -15,6 +15,7 @@ from converter_core.api import (
     Extras,
     ModelFacts,
     PlannedWeight,
+    QuantFormat,
     Refused,
     SourceTensors,
     Stored,
@@ -23,7 +24,7 @@ from converter_core.api import (
     hookimpl,
 )
 
-from ._row_formats import INT8, WRITTEN_FOR, check_rows, find_rows
+from ._row_formats import INT8, WRITTEN_FOR, check_rows, find_rows, with_exact_scales
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
@@ -42,6 +43,10 @@ class VllmOmni(Target):
 
     def key(self, context: WeightContext, role: str, /) -> str:
         return context.name if role == "weight" else f"{context.name}_{role}"
+
+    def preferred_format(self, format: QuantFormat, /) -> QuantFormat:
+        """Float32 scales as they are."""
+        return with_exact_scales(format)
 
     def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         if context.format == UNQUANTIZED:

@@ -73,17 +73,20 @@ def test_a_step_with_what_is_loaded(naming: str, tmp_path: Path) -> None:
     assert config["num_attention_heads"] == 2
 
 
-def test_the_bytes_are_those_for_lightx2v(tmp_path: Path) -> None:
+def test_the_bytes_are_those_for_diffusers(tmp_path: Path) -> None:
     source = small_wan.save(tmp_path / "wan", "original")
-    converter_core.convert(recipe(source, tmp_path / "o", "int8"))
-    converter_core.convert(recipe(source, tmp_path / "l", "int8", "lightx2v"))
-    (file,) = (tmp_path / "l").glob("*.safetensors")
-    ours, theirs = load_file(tmp_path / "o" / "diffusion_pytorch_model.safetensors"), load_file(file)
+    found = []
+    for format, options in (("vllm_omni", {}), ("diffusers", {"style": "torchao"})):
+        asked = recipe(source, tmp_path / format, "int8", format)
+        asked["target"]["options"] = options
+        converter_core.convert(asked)
+        found.append(load_file(tmp_path / format / "diffusion_pytorch_model.safetensors"))
+    ours, theirs = found
     assert len(ours) == len(theirs)
-    for name, tensor in theirs.items():
-        scale = name.endswith("_scale")
-        renamed = small_wan.WanDit().rename(name.removesuffix("_scale"), "diffusers") + ("_scale" if scale else "")
-        assert torch.equal(ours[renamed], tensor)
+    for name, tensor in ours.items():
+        layer = name.removesuffix(".weight")
+        there = f"{layer}._weight_qdata" if tensor.dtype == torch.int8 else name.replace(".weight_", "._weight_")
+        assert torch.equal(theirs[there], tensor)
 
 
 def test_it_is_known_by_its_header_and_by_its_config(tmp_path: Path) -> None:
