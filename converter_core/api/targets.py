@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .contexts import ModelFacts, SourceTensors, WeightContext
+from .contexts import LoraChange, ModelFacts, SourceTensors, WeightContext
 from .values import Extras, PlannedWeight, Stored, TensorSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .values import Parts
 
 
@@ -43,6 +45,9 @@ class Target(ABC):
 
     replaced_flags: ClassVar[Mapping[str, str]] = {}
     """Flags of the runtime's own converter that the command line does not have -> what to type instead."""
+
+    lora_forms: ClassVar[Collection[str]] = ()
+    """The forms of LoRAs (``lora``, ``diff``) that the runtime's own tool merges and ``merge_lora`` as it does."""
 
     @property
     def key_format(self) -> str:
@@ -104,6 +109,13 @@ class Target(ABC):
         config: as the model adapter tells it in ``config_format``; empty if it is not known. Raises ``Refused``.
         """
         return None
+
+    def merge_lora(self, weight: Tensor, change: LoraChange, /) -> Tensor:
+        """Rows of a weight, [rows, columns], with a LoRA, as the runtime's own tool merges it, in the same dtype.
+
+        For ``source.lora_numerics: NAME``.
+        """
+        raise NotImplementedError
 
     def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
         """What a user of these files should know, e.g. a file that the runtime needs beside them."""
