@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -242,6 +243,8 @@ class _Reading:
             return f"{change.base}: the weight is {weight.dtype}; a LoRA is merged into floating ones"
         if any(not specs[role].shape for role in form.by_rows) and weight.shape:
             return f"{listed}: a scalar cannot change {weight}"
+        if form.rank(specs) == 0:
+            return f"{listed}: of rank 0"
         made = form.shape(specs, weight)
         if made != flat(weight):
             change_of = "do not fit each other" if made is None else f"change {list(made)}"
@@ -273,8 +276,8 @@ class _Reading:
             alpha = self.section.alpha if alpha is None else alpha
         if alpha is None:
             return 1.0
-        if not alpha or alpha != alpha or abs(alpha) == float("inf") or not rank:
-            self._wrong.append(f"{change.base}: alpha {alpha} and rank {rank} change nothing or everything")
+        if not alpha or not math.isfinite(alpha):
+            self._wrong.append(f"{change.base}: alpha is {alpha:g}, so it changes nothing or everything")
             return None
         return alpha / config.divisor(rank)
 
