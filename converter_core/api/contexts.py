@@ -79,6 +79,7 @@ class WeightContext:
     name: in the target's key format.
     spec: of the assembled weight before quantization, all rows; for ``decode`` that of the rows that are decoded. None
         where it is not known yet, or no more.
+    roles: of its stored parts, where they are known: for ``markers``.
     """
 
     info: WeightInfo
@@ -86,6 +87,7 @@ class WeightContext:
     spec: TensorSpec | None = None
     format: QuantFormat = UNQUANTIZED
     model: ModelFacts = field(default_factory=ModelFacts)
+    roles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ class LoraChange:
     """What one LoRA changes in some rows of a weight, for ``Target.merge_lora``.
 
     form: ``lora`` or ``diff``. product: float32 [rows, columns], ``B A`` by the core's own sums, or the difference; of
-    tensors rounded to the weight's dtype.
-    scale: ``alpha / rank`` by what the file or the recipe says. strength, alpha: as the recipe has them.
+    tensors rounded to the weight's dtype. scale: ``alpha / rank`` by what the file or the recipe says. strength, alpha:
+    as the recipe has them.
     """
 
     form: str
