@@ -237,6 +237,12 @@ def joined_spec(several: Sequence[BoundTensor]) -> SourceSpec:
     return SourceSpec(first.spec.rows(sum(bound.spec.shape[0] for bound in several)), True)
 
 
+def source_spec(info: WeightInfo, stores: Stores, adapter: ModelAdapter) -> TensorSpec:
+    """Of what a weight is read from; assembling usually keeps its shape."""
+    sources = {role: bind(stores, source, adapter) for role, source in info.sources.items()}
+    return joined_spec(sources.get("weight") or next(iter(sources.values()))).spec
+
+
 def merged(several: Iterable[Sequence[Job]]) -> tuple[Job, ...]:
     """The jobs of all outputs, those of the same weight as one: its sources are read once."""
     found: dict[object, Job] = {}

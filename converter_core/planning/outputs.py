@@ -26,7 +26,8 @@ from ..plugins.registry import Registry, options_of
 from ..recipe.load import Recipe, make_plugin
 from . import file_layout, notes, provenance, validate
 from .assignment import Assignment, Assignments, assign, quantizer_of
-from .jobs import Job, JobBuilder
+from .fallbacks import with_fallbacks
+from .jobs import Job, JobBuilder, source_spec
 from .passthrough import Passthrough
 from .plan import OutputPlan, groups_of
 from .shape_inference import ShapeInference
@@ -85,11 +86,13 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     clashes = list(validate.names(source.infos, renamed, source.adapter.name))
     if clashes:
         raise PluginError(*clashes)
+    told: list[str] = []
     if source.quantized is not None:
         unassigned = tuple(Assignment(info, passthrough, Passthrough.name) for info in source.infos)
         found = Assignments(unassigned, (), ())
     else:
-        found = assign(recipe, registry, source.adapter, source.infos, target.key_format, passthrough, main)
+        asked = assign(recipe, registry, source.adapter, source.infos, target.key_format, passthrough, main)
+        found, told = with_fallbacks(asked, lambda info: source_spec(info, source.stores, source.adapter))
     name = recipe.output.name or target.file_name or source.adapter.output_name(section.method)
     made = Draft(number, recipe, target, _layout(recipe, registry), name, found, problems=list(found.problems))
     if target.file_name and name != target.file_name:
@@ -97,6 +100,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
             f"{recipe.where('output.name')}: target {target.name} looks for {target.file_name} and not for {name}; "
             "leave output.name out"
         )
+    made.notes += told
     refused = list(_transcode_problems(recipe, target, source, made.notes))
     made.problems += refused
     made.problems += _quantized_without_scales(found.all, source)
