@@ -18,16 +18,18 @@ if TYPE_CHECKING:
         RecipeError,
         Refused,
         VerificationError,
+        shown,
         unknown,
     )
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
     from ..trusted import read_file
-    from .containers import Container
+    from .containers import ByteSource, Container, FileContents, HeaderReader, TensorReader
     from .contexts import ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
     from .formats import UNQUANTIZED, QuantFormat
     from .hookspecs import hookimpl
+    from .json_text import load_json_object
     from .layouts import LayoutWriter
     from .models import ModelAdapter
     from .quantizers import Quantizer
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from .tensors import spec_of
     from .values import (
         FLOATING,
+        ITEMSIZE,
         Extras,
         FileLayout,
         OutputTensor,
@@ -52,9 +55,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FLOATING",
+    "ITEMSIZE",
     "KERNEL_DTYPES",
     "PREFIXES",
     "UNQUANTIZED",
+    "ByteSource",
     "CheckpointError",
     "Container",
     "ConversionError",
@@ -62,7 +67,9 @@ __all__ = [
     "DeviceBackend",
     "DeviceStream",
     "Extras",
+    "FileContents",
     "FileLayout",
+    "HeaderReader",
     "LayoutWriter",
     "ModelAdapter",
     "ModelFacts",
@@ -84,6 +91,7 @@ __all__ = [
     "TableContents",
     "TableModel",
     "Target",
+    "TensorReader",
     "TensorRef",
     "TensorSpec",
     "VerificationError",
@@ -92,10 +100,12 @@ __all__ = [
     "hookimpl",
     "kernels_suit",
     "linear",
+    "load_json_object",
     "load_kernels",
     "norm",
     "parse_bytes",
     "read_file",
+    "shown",
     "spec_of",
     "unknown",
 ]
@@ -110,6 +120,7 @@ _HOME = {
         "RecipeError",
         "Refused",
         "VerificationError",
+        "shown",
         "unknown",
     ),
     "..native.loader": (
@@ -119,7 +130,13 @@ _HOME = {
     ),
     "..sizes": ("parse_bytes",),
     "..trusted": ("read_file",),
-    ".containers": ("Container",),
+    ".containers": (
+        "ByteSource",
+        "Container",
+        "FileContents",
+        "HeaderReader",
+        "TensorReader",
+    ),
     ".contexts": (
         "ModelFacts",
         "SourceTensors",
@@ -134,6 +151,7 @@ _HOME = {
         "UNQUANTIZED",
     ),
     ".hookspecs": ("hookimpl",),
+    ".json_text": ("load_json_object",),
     ".layouts": ("LayoutWriter",),
     ".models": ("ModelAdapter",),
     ".quantizers": ("Quantizer",),
@@ -152,6 +170,7 @@ _HOME = {
     ".values": (
         "Extras",
         "FLOATING",
+        "ITEMSIZE",
         "FileLayout",
         "OutputTensor",
         "Parts",

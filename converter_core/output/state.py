@@ -197,7 +197,8 @@ class _Survey:
 
     def _beside(self, met: set[str], gone: frozenset[str]) -> Iterable[str]:
         others = sorted(self.manifests.read.keys() - met - {self.own})
-        strays = [name for name in self.folder.names() if name.endswith(".safetensors") and name not in gone]
+        suffixes = {Path(name).suffix for name in self.layouts}
+        strays = [name for name in self.folder.names() if Path(name).suffix in suffixes and name not in gone]
         strays = [name for name in strays if name not in self.planned]
         if others or strays:
             yield (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def make_plan(
         raise PlanError(f"{asked.where('performance.device')}: {found.absence}")
     adapters = _adapters(asked, registry)
     skipped: list[str] = []
-    checkpoint = open_source(Path(asked.source.path), adapters, skipped, format=asked.source.format)
-    stores = Stores(checkpoint, open_checkpoint)
+    checkpoint = open_source(Path(asked.source.path), adapters, skipped, format=asked.source.format, registry=registry)
+    stores = Stores(checkpoint, partial(open_checkpoint, registry=registry))
     try:
         with attribution.attribute_errors(registry):
             return _plan(asked, registry, found, stores, adapters, skipped)
@@ -67,7 +68,7 @@ def make_plan(
 def _adapters(recipe: Recipe, registry: Registry) -> list[ModelAdapter]:
     if recipe.source.type:
         return [make_plugin(registry.models[recipe.source.type], recipe.source.options)]
-    return [registry.models[name]() for name in registry.models]
+    return [cls() for cls in registry.models.values() if not cls.by_name]
 
 
 def _plan(

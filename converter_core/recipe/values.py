@@ -28,14 +28,14 @@ class Rule:
 class SourceSection:
     """Where the checkpoint is. None: detected.
 
-    path: a directory (with or without an index), one ``.safetensors``, or a ``.pth``/``.pt``.
-    type: the model adapter's name.
+    path: a directory (with or without an index), an index, or one file of weights.
+    type: the model adapter's name. format: the container of the files.
     options: the model adapter's own dataclass fields; they need ``type``.
     """
 
     path: str = field(metadata={"read": folder})
     type: str | None = None
-    format: Literal["safetensors", "pytorch"] | None = None
+    format: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
