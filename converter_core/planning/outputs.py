@@ -31,6 +31,7 @@ from .assignment import Assignment, Assignments, assign, quantizer_of
 from .fallbacks import with_fallbacks
 from .jobs import Job, JobBuilder, source_spec
 from .passthrough import Passthrough
+from .plain_dtypes import with_plain_dtypes
 from .plan import OutputPlan, groups_of
 from .shape_inference import ShapeInference
 from .stores import Stores
@@ -89,13 +90,18 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     clashes = list(validate.names(source.infos, renamed, source.adapter.name))
     if clashes:
         raise PluginError(*clashes)
+
+    def spec_of(info: WeightInfo) -> TensorSpec:
+        return source_spec(info, source.stores, source.adapter)
+
     told: list[str] = []
     if source.quantized is not None:
         unassigned = tuple(Assignment(info, passthrough, Passthrough.name) for info in source.infos)
         found = Assignments(unassigned, (), ())
     else:
         asked = assign(recipe, registry, source.adapter, source.infos, target.key_format, passthrough, main)
-        found, told = with_fallbacks(asked, lambda info: source_spec(info, source.stores, source.adapter))
+        found, told = with_fallbacks(asked, spec_of)
+    found = with_plain_dtypes(found, target, source.model, renamed.__getitem__, spec_of)
     name = recipe.output.name or target.file_name or source.adapter.output_name(section.method)
     container = file_layout.container_of(target, registry)
     layout = _layout(recipe, registry)
