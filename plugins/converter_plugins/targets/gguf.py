@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -51,9 +51,9 @@ class Gguf(Target):
     container: ClassVar[str] = "gguf"
     one_file: ClassVar[bool] = True
     row_block: ClassVar[int | None] = 1
-    runs_on: ClassVar[Mapping[str, str]] = {
-        format.name: "any GPU (ComfyUI-GGUF, diffusers)" for format in FORMATS.values()
-    }
+    runs_on: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        (format.name for format in FORMATS.values()), "ComfyUI-GGUF and diffusers run it on any GPU."
+    )
 
     architecture: str = ""
 
@@ -120,13 +120,6 @@ class Gguf(Target):
                 format = FORMATS.get(spec.dtype, QuantFormat(spec.dtype.lower(), spec.dtype.lower()))
                 found[name] = Stored(format, {"weight": name}, spec.shape)
         return found
-
-    def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
-        """Of LightX2V: the type of each tensor is its own, the scheme only has to be one that it knows."""
-        names = Counter(stored.format.name for stored in weights.values())
-        most = names.most_common(1)[0][0].upper()
-        scheme = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q3_K": "Q3_K_M"}.get(most, most)
-        return {"dit_quantized": True, "dit_quant_scheme": f"gguf-{scheme}", "dit_quantized_ckpt": path}
 
 
 _REMEDY = f"choose one of {', '.join(format.name for format in FORMATS.values())}, or another target"
