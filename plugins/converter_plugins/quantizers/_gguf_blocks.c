@@ -43,6 +43,12 @@ LOOP q8_0(const void *x, int dtype, size_t blocks, uint8_t *out)
     FOR_DTYPE(dtype, q8_0_of(x, D, blocks, out))
 }
 
+INLINE void values_of(const void *x, int dtype, size_t count, float *v)
+{
+    for (size_t i = 0; i < count; i++)
+        v[i] = value(x, dtype, i);
+}
+
 /* scale, for some a minimum, for some the fifth bits, and the low nibbles: code i beside code i + 16 */
 INLINE uint8_t *put_block(uint8_t *out, int bits, float d, const float *minimum, const uint8_t *codes)
 {
@@ -74,8 +80,7 @@ INLINE void centred_of(const void *x, int dtype, size_t blocks, int bits, uint8_
     for (size_t first = 0; first < blocks; first += RUN) {
         size_t count = blocks - first < RUN ? blocks - first : RUN;
         const void *p = from(x, dtype, first * WIDTH);
-        for (size_t i = 0; i < count * WIDTH; i++)
-            v[i] = value(p, dtype, i);
+        FOR_DTYPE(dtype, values_of(p, D, count * WIDTH, v))
         for (size_t block = 0; block < count; block++) {
             const float *w = v + block * WIDTH;
             /* of the bits as signed numbers the largest is that of the largest value, as unsigned of the smallest */
@@ -107,15 +112,9 @@ INLINE void centred_of(const void *x, int dtype, size_t blocks, int bits, uint8_
     }
 }
 
-LOOP q4_0(const void *x, int dtype, size_t blocks, uint8_t *out)
-{
-    FOR_DTYPE(dtype, centred_of(x, D, blocks, 4, out))
-}
+LOOP q4_0(const void *x, int dtype, size_t blocks, uint8_t *out) { centred_of(x, dtype, blocks, 4, out); }
 
-LOOP q5_0(const void *x, int dtype, size_t blocks, uint8_t *out)
-{
-    FOR_DTYPE(dtype, centred_of(x, D, blocks, 5, out))
-}
+LOOP q5_0(const void *x, int dtype, size_t blocks, uint8_t *out) { centred_of(x, dtype, blocks, 5, out); }
 
 /* codes from the smallest value, which is stored, to the largest; -0 is below +0 */
 INLINE void affine_of(const void *x, int dtype, size_t blocks, int bits, uint8_t *out)
@@ -126,8 +125,7 @@ INLINE void affine_of(const void *x, int dtype, size_t blocks, int bits, uint8_t
     for (size_t first = 0; first < blocks; first += RUN) {
         size_t count = blocks - first < RUN ? blocks - first : RUN;
         const void *p = from(x, dtype, first * WIDTH);
-        for (size_t i = 0; i < count * WIDTH; i++)
-            v[i] = value(p, dtype, i);
+        FOR_DTYPE(dtype, values_of(p, D, count * WIDTH, v))
         for (size_t block = 0; block < count; block++) {
             /* bits of negative numbers: below all others as signed ones, above as unsigned, in falling order */
             int32_t above = INT32_MIN;
@@ -153,12 +151,6 @@ INLINE void affine_of(const void *x, int dtype, size_t blocks, int bits, uint8_t
     }
 }
 
-LOOP q4_1(const void *x, int dtype, size_t blocks, uint8_t *out)
-{
-    FOR_DTYPE(dtype, affine_of(x, D, blocks, 4, out))
-}
+LOOP q4_1(const void *x, int dtype, size_t blocks, uint8_t *out) { affine_of(x, dtype, blocks, 4, out); }
 
-LOOP q5_1(const void *x, int dtype, size_t blocks, uint8_t *out)
-{
-    FOR_DTYPE(dtype, affine_of(x, D, blocks, 5, out))
-}
+LOOP q5_1(const void *x, int dtype, size_t blocks, uint8_t *out) { affine_of(x, dtype, blocks, 5, out); }
