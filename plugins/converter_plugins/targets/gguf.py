@@ -30,8 +30,8 @@ from ._gguf_formats import FORMATS, file_type
 if TYPE_CHECKING:
     from converter_core.api import Parts
 
-ARCHITECTURES: Mapping[str, str] = {"wan_dit": "wan"}
-"""Model adapter -> ``general.architecture``, by which readers choose their model."""
+ARCHITECTURES: Mapping[str, str] = {"wan_dit": "wan", "qwen_image_dit": "qwen_image"}
+"""Model adapter -> ``general.architecture``, by which readers choose their model (ComfyUI-GGUF's ``IMG_ARCH_LIST``)."""
 
 LONGEST_NAME = 127
 """Bytes of a tensor's name (``GGML_MAX_NAME`` of the readers, less the zero at its end)."""
