@@ -89,8 +89,11 @@ class Gguf(Target):
         return TensorSpec(dtype, (*spec.shape[:-1], spec.shape[-1] // nbytes * elements), (elements, nbytes))
 
     def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
-        if model.name in ("wan_t5", "wan_clip"):
-            yield f"GGUF readers know {model.name} under other names and as another architecture; choose another target"
+        if model.name and not (self.architecture or model.name in ARCHITECTURES):
+            yield (
+                f"GGUF readers choose their model by general.architecture, and for {model.name} none is known here; set "
+                "target.options.architecture to what the reader expects (it may expect other names of tensors, too)"
+            )
         for weight in weights:
             if len(weight.name.encode()) > LONGEST_NAME:
                 yield f"{weight.name} is longer than {LONGEST_NAME} bytes, the most that GGUF readers take"
@@ -100,7 +103,7 @@ class Gguf(Target):
         stored = Counter(output.spec.dtype for weight in linear or weights for output in weight.outputs)
         return Extras(
             {
-                "general.architecture": self.architecture or ARCHITECTURES.get(model.name, model.name or "unknown"),
+                "general.architecture": self.architecture or ARCHITECTURES.get(model.name, "unknown"),
                 "general.quantization_version": 2,
                 "general.file_type": file_type(stored),
             }
@@ -113,10 +116,10 @@ class Gguf(Target):
         )
 
     def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
-        """By the packed dtypes, which no other file format has."""
+        """By the packed dtypes."""
         found = {}
         for name, spec in tensors.items():
-            if spec.block is not None:
+            if spec.block is not None and spec.block == BLOCKS.get(spec.dtype):
                 format = FORMATS.get(spec.dtype, QuantFormat(spec.dtype.lower(), spec.dtype.lower()))
                 found[name] = Stored(format, {"weight": name}, spec.shape)
         return found

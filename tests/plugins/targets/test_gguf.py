@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import converter_core
-from converter_core.api import SyntheticCheckpoint
+from converter_core.api import ModelFacts, SyntheticCheckpoint
 from converter_core.checkpoint.synthetic import write_synthetic
 from converter_core.errors import PlanError
 from converter_core.testing import TargetConformance
@@ -194,6 +194,15 @@ def test_what_readers_do_not_read_is_refused(
         converter_core.make_plan(recipe(source, tmp_path, method, target=target)),
     ):
         pass
+
+
+def test_a_model_without_a_known_architecture_needs_one() -> None:
+    (reason,) = Gguf().refuse(ModelFacts("wan_t5"), [])
+    assert "for wan_t5 none is known here; set target.options.architecture" in reason
+    assert not list(Gguf(architecture="t5encoder").refuse(ModelFacts("wan_t5"), []))
+    assert (
+        Gguf(architecture="t5encoder").extras(ModelFacts("wan_t5"), []).metadata["general.architecture"] == "t5encoder"
+    )
 
 
 def test_another_target_refuses_blocks_of_gguf(source: Path, tmp_path: Path) -> None:
