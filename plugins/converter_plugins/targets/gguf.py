@@ -91,8 +91,8 @@ class Gguf(Target):
     def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
         if model.name and not (self.architecture or model.name in ARCHITECTURES):
             yield (
-                f"GGUF readers choose their model by general.architecture, and for {model.name} none is known here; set "
-                "target.options.architecture to what the reader expects (it may expect other names of tensors, too)"
+                f"GGUF readers choose their model by general.architecture, and for {model.name} none is known here; "
+                "set target.options.architecture to what the reader expects (it may expect other names of tensors, too)"
             )
         for weight in weights:
             if len(weight.name.encode()) > LONGEST_NAME:

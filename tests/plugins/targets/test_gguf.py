@@ -184,6 +184,7 @@ def test_what_is_not_quantized(
     [
         ("int8", {}, "which no GGUF reader knows; choose one of q8_0, q6_k|beside the codes; choose one of q8_0"),
         ("mxfp4", {}, "beside the codes; choose one of q8_0, q6_k"),
+        ("q8_0", {"layout": "by_block"}, "one file"),
     ],
 )
 def test_what_readers_do_not_read_is_refused(
