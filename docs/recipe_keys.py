@@ -26,6 +26,7 @@ FLAGS: Mapping[str, str] = {
 }
 VALUES: Mapping[str, str] = {
     "source.path": "a path",
+    "source.calibration": "a path",
     "output.path": "a path",
     "output.name": "the name of a file",
     "performance.num_workers": "a whole number from 1 to 4 x cores",

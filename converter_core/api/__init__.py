@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
     from ..trusted import read_file
+    from .calibration import statistics
     from .containers import Container
     from .contexts import ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
@@ -97,6 +98,7 @@ __all__ = [
     "parse_bytes",
     "read_file",
     "spec_of",
+    "statistics",
     "unknown",
 ]
 
@@ -119,6 +121,7 @@ _HOME = {
     ),
     "..sizes": ("parse_bytes",),
     "..trusted": ("read_file",),
+    ".calibration": ("statistics",),
     ".containers": ("Container",),
     ".contexts": (
         "ModelFacts",

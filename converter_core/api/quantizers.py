@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .contexts import WeightContext
+from .contexts import SourceTensors, WeightContext
 from .formats import QuantFormat
-from .values import TensorRef, TensorSpec
+from .values import TensorRef
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,9 +73,12 @@ class Quantizer(ABC):
         return {}
 
     def inputs(
-        self, context: WeightContext, stores: Mapping[str, Mapping[str, TensorSpec]], /
+        self, context: WeightContext, stores: Mapping[str, SourceTensors], /
     ) -> Mapping[str, TensorRef | Tensor]:
         """What ``quantize`` needs for this weight beside its rows: calibration, importance. Pure.
+
+        stores: those of ``stores``, and under ``calibration`` the file of ``source.calibration`` where a recipe has
+        one; ``converter_core.api.statistics`` finds what it knows of a weight.
 
         A ``TensorRef`` into one of ``stores`` is read by the engine, slab by slab where it is ``by_rows``, within the
         memory budget; a tensor of the plugin's own (on the host, at most 64 KiB) is handed over as it is.

@@ -124,7 +124,10 @@ class _Making:
         }
         # copied: the staging buffer is used again for the rows of the weight
         held = Reader(source.worker.stores, stream).read(whole, 0, 0, 0) if whole else {}
-        self._held |= {name: tensor.clone() for name, tensor in held.items()}
+        for name, tensor in held.items():
+            (bound,) = whole[name]
+            check_finite(tensor, f"{bound.path}: {bound.ref.key!r}", 0, "make the file anew")
+            self._held[name] = tensor.clone()
 
     def observe(self, weight: Tensor) -> None:
         if not self.export.schema.two_pass:

@@ -52,7 +52,7 @@ def fingerprint(
     return Fingerprint(digest(made_of), made_of)
 
 
-_PLACES = {"source": ("path",), "output": ("path", "overwrite")}
+_PLACES = {"source": ("path", "calibration"), "output": ("path", "overwrite")}
 
 
 def _without_paths(value: Any, files: Mapping[str, str]) -> Any:

@@ -130,7 +130,7 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     container = file_layout.container_of(target)
     files = file_layout.spread(made.layout, container, made.name, weights)
     quantizers = {assignment.quantizer for assignment in made.assignments.all}
-    inputs = _input_files(quantizers)
+    inputs = _input_files(quantizers, recipe.source.calibration)
     metadata = {**_metadata(made, source, inputs), **extras.metadata}
     layouts = {file: container.place(group, metadata) for file, group in files.items()}
     weight_map = {tensor.key: file for file, group in files.items() for weight in group for tensor in weight.outputs}
@@ -216,8 +216,11 @@ def _added(key: str, spec: TensorSpec) -> PlannedWeight:
     return PlannedWeight(WeightInfo(key, {}, "extra"), key, spec, UNQUANTIZED, (OutputTensor(key, "weight", spec),))
 
 
-def _input_files(quantizers: Iterable[Quantizer]) -> list[str]:
-    return sorted({path for one in quantizers for path in (*one.input_files(), *one.stores().values())})
+def _input_files(quantizers: Iterable[Quantizer], calibration: str | None) -> list[str]:
+    """Of what the quantizers are given beside the weights."""
+    at_work = [one for one in quantizers if one.name != Passthrough.name]
+    own = {path for one in at_work for path in (*one.input_files(), *one.stores().values())}
+    return sorted(own | {calibration}) if calibration is not None and at_work else sorted(own)
 
 
 def _metadata(made: Draft, source: SourcePlan, inputs: Sequence[str]) -> dict[str, Any]:

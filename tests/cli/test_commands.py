@@ -201,7 +201,7 @@ def test_what_a_plugin_says_of_itself():
     assert summary(Int8).startswith("8-bit integers")
     assert {option["name"]: option["type"] for option in options(Nvfp4)} == {
         "numerics": "exact or lightx2v",
-        "scale_rule": "mse, absmax or four_over_six",
+        "scale_rule": "mse, absmax, four_over_six or weighted",
         "activation_absmax": "text",
     }
     assert all(option["description"] for cls in (Int8, Nvfp4) for option in options(cls))

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from converter_core.api import Refused
+from converter_core.api import Refused, SourceTensors, WeightContext, statistics
 
 MAKE_IT = "LightX2V writes calib.pt when it runs the unquantized model with do_mm_calib: true"
 
@@ -29,7 +29,19 @@ def activation_absmax(path: str, name: str) -> Tensor:
     table = _table(path)
     if name not in table:
         raise Refused(f"has no activation statistic in {path}; {MAKE_IT}")
-    found = table[name]
+    return _checked(table[name], path)
+
+
+def absmax_of(context: WeightContext, stores: Mapping[str, SourceTensors]) -> Tensor | None:
+    """The same from source.calibration; None if there is no such file, or it does not hold this statistic."""
+    found = statistics(context, stores)
+    if not found or "absmax" not in found:
+        return None
+    ref = found["absmax"]
+    return _checked(stores[ref.store].read(ref.key), "the calibration file")
+
+
+def _checked(found: Any, path: str) -> Tensor:
     try:
         value = torch.as_tensor(found, dtype=torch.float32).cpu()
     except (TypeError, ValueError, RuntimeError):

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from converter_core.api import QuantFormat, Quantizer, Refused, hookimpl
+from converter_core.api import QuantFormat, Quantizer, Refused, WeightContext, hookimpl
 
 from . import _loops
 from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces, decode_e4m3
 from ._fp8_scales import best_steps
+from ._importance import counted, shares_of, weighted_inputs
 from ._reference import Numerics, Reference
 from ._rows import in_steps, kept_where_better, moved, reference_quotient, reference_scale, scale_for, sum_of_squares
 
 if TYPE_CHECKING:
-    from converter_core.api import Parts
+    from converter_core.api import Parts, SourceTensors, TensorRef
 
 TOP = 448.0
 SMALLEST_FP16 = 2.0**-24
@@ -34,8 +35,9 @@ class Fp8(Reference, Quantizer):
     per_channel: a scale for each row; otherwise the one of the whole weight stands in every row.
     numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's own converter writes.
     scale_rule: ``absmax``, or ``mse``: absmax times the ratio in [1, 2) with the least squared error in each row.
-        Nothing is clipped; the ratio moves the weights over the grid of mantissas. Left out: ``mse``; ``absmax`` where
-        there is one scale for the weight, or under ``numerics: lightx2v``.
+        Nothing is clipped; the ratio moves the weights over the grid of mantissas. ``weighted``: the same with each
+        column's error weighted by ``E[x^2]`` of source.calibration. Left out: ``mse``; ``absmax`` where there is one
+        scale for the weight, or under ``numerics: lightx2v``.
     """
 
     name: ClassVar[str] = "fp8"
@@ -43,16 +45,16 @@ class Fp8(Reference, Quantizer):
 
     per_channel: bool = True
     numerics: Numerics = "exact"
-    scale_rule: Literal["mse", "absmax"] | None = None
+    scale_rule: Literal["mse", "absmax", "weighted"] | None = None
 
     def __post_init__(self) -> None:
         self.check_choices()
         if not self.per_channel:
             self.only_exact("per_channel", "false")
-        if self.scale_rule == "mse":
-            self.only_exact("scale_rule", "mse")
+        if self.scale_rule in ("mse", "weighted"):
+            self.only_exact("scale_rule", self.scale_rule)
             if not self.per_channel:
-                raise Refused("scale_rule: mse chooses a scale for each row; it needs per_channel: true")
+                raise Refused(f"scale_rule: {self.scale_rule} chooses a scale for each row; it needs per_channel: true")
 
     @property
     def _rule(self) -> str:
@@ -65,7 +67,10 @@ class Fp8(Reference, Quantizer):
     def observe(self, rows: Tensor, /) -> Parts:
         return {} if self.per_channel else {"amax": absmax_of_all(admit(rows))}
 
-    def quantize(self, weight: Tensor, /, *, amax: Tensor | None = None) -> Parts:
+    def inputs(self, context: WeightContext, stores: Mapping[str, SourceTensors], /) -> Mapping[str, TensorRef]:
+        return weighted_inputs(self.scale_rule, context, stores)
+
+    def quantize(self, weight: Tensor, /, *, amax: Tensor | None = None, mean_square: Tensor | None = None) -> Parts:
         weight = admit(weight)
         if self.is_reference:
             scale = reference_scale(weight, absmax_of_rows(weight), TOP)
@@ -73,8 +78,8 @@ class Fp8(Reference, Quantizer):
         else:
             reach = absmax_of_rows(weight) if amax is None else amax
             scale = scale_for(reach.expand(weight.shape[0], 1), TOP)
-            if self._rule == "mse":
-                scale = _best_scale(weight, reach, scale)
+            if self._rule != "absmax":
+                scale = _best_scale(weight, reach, scale, shares_of(mean_square))
             codes = _codes(weight, scale)
         return {"weight": codes, "scale": scale}
 
@@ -108,19 +113,20 @@ def _codes(weight: Tensor, scale: Tensor) -> Tensor:
     return by_pieces(lambda rows, of: in_steps(rows, of).clamp_(-TOP, TOP).to(torch.float8_e4m3fn), weight, scale)
 
 
-def _best_scale(weight: Tensor, reach: Tensor, first: Tensor) -> Tensor:
+def _best_scale(weight: Tensor, reach: Tensor, first: Tensor, shares: Tensor | None) -> Tensor:
     """Of the bf16 numbers from ``first`` to twice as much, after which the grid of mantissas returns. [O, 1]"""
-    steps = best_steps(weight, reach, first)
+    steps = best_steps(weight, reach, first, counted(shares))
     scale = moved(first, steps)
     relative = scale / first
-    least = _cost(weight, scale).mul_(relative).mul_(relative)
-    return moved(first, kept_where_better(weight, first, steps, _cost(weight, first), least, _decoded))
+    least = _cost(weight, scale, shares).mul_(relative).mul_(relative)
+    of_first = _cost(weight, first, shares)
+    return moved(first, kept_where_better(weight, first, steps, of_first, least, _decoded, shares=shares))
 
 
-def _cost(weight: Tensor, scale: Tensor) -> Tensor:
+def _cost(weight: Tensor, scale: Tensor, shares: Tensor | None = None) -> Tensor:
     if _loops.suit(weight):
-        return _loops.e4m3_costs(weight, scale)
-    return by_pieces(lambda rows, of: sum_of_squares(_residual(rows, of)), weight, scale)
+        return _loops.e4m3_costs(weight, scale, shares)
+    return by_pieces(lambda rows, of: sum_of_squares(_residual(rows, of), shares), weight, scale)
 
 
 def _decoded(weight: Tensor, scale: Tensor) -> Tensor:

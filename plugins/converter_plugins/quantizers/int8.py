@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from converter_core.api import QuantFormat, Quantizer, Refused, hookimpl
+from converter_core.api import QuantFormat, Quantizer, Refused, WeightContext, hookimpl
 
 from . import _loops
 from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces
+from ._importance import shares_of, weighted_inputs
 from ._reference import Numerics, Reference
 from ._rows import best_scale, in_steps, reference_quotient, reference_scale, scale_for, sum_of_squares
 
 if TYPE_CHECKING:
-    from converter_core.api import Parts
+    from converter_core.api import Parts, SourceTensors, TensorRef
 
 CLIPPED = (range(-1, -17, -1),)
 """Steps from absmax / 127 to the smaller bf16 scales that ``mse`` tries: down to 0.88 of it."""
@@ -35,7 +36,8 @@ class Int8(Reference, Quantizer):
         zero point: ``scale = (max - min) / 255``, ``zero_point = round(-128 - min / scale)``.
     numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's own converter writes.
     scale_rule: ``absmax``, or ``mse``: the clip ratio with the least squared error in each row. It clips the largest
-        weights, and hurts where they meet the largest activations.
+        weights, and hurts where they meet the largest activations. ``weighted``: the same with each column's error
+        weighted by ``E[x^2]`` of source.calibration, which tells where that is.
     """
 
     name: ClassVar[str] = "int8"
@@ -44,7 +46,7 @@ class Int8(Reference, Quantizer):
     per_channel: bool = True
     symmetric: bool = True
     numerics: Numerics = "exact"
-    scale_rule: Literal["absmax", "mse"] = "absmax"
+    scale_rule: Literal["absmax", "mse", "weighted"] = "absmax"
 
     def __post_init__(self) -> None:
         self.check_choices()
@@ -52,10 +54,10 @@ class Int8(Reference, Quantizer):
             self.only_exact("per_channel", "false")
         if not self.symmetric:
             self.only_exact("symmetric", "false")
-        if self.scale_rule == "mse":
-            self.only_exact("scale_rule", "mse")
+        if self.scale_rule != "absmax":
+            self.only_exact("scale_rule", self.scale_rule)
             if not self.per_channel:
-                raise Refused("scale_rule: mse chooses a scale for each row; it needs per_channel: true")
+                raise Refused(f"scale_rule: {self.scale_rule} chooses a scale for each row; it needs per_channel: true")
 
     @property
     def format(self) -> QuantFormat:
@@ -71,6 +73,9 @@ class Int8(Reference, Quantizer):
             return {"amax": absmax_of_all(weight)}
         return {"below": _below(weight).amax(0).view(()), "above": _above(weight).amax(0).view(())}
 
+    def inputs(self, context: WeightContext, stores: Mapping[str, SourceTensors], /) -> Mapping[str, TensorRef]:
+        return weighted_inputs(self.scale_rule, context, stores)
+
     def quantize(
         self,
         weight: Tensor,
@@ -79,9 +84,10 @@ class Int8(Reference, Quantizer):
         amax: Tensor | None = None,
         below: Tensor | None = None,
         above: Tensor | None = None,
+        mean_square: Tensor | None = None,
     ) -> Parts:
         weight = admit(weight)
-        rows = weight.shape[0]
+        rows, shares = weight.shape[0], shares_of(mean_square)
         if self.is_reference:
             scale = reference_scale(weight, absmax_of_rows(weight), 127)
             codes = reference_quotient(weight, scale).round_().clamp_(-128, 127)
@@ -89,15 +95,15 @@ class Int8(Reference, Quantizer):
         if self.symmetric:
             reach = absmax_of_rows(weight) if amax is None else amax
             scale = scale_for(reach.expand(rows, 1), 127)
-            if self.scale_rule == "mse":
-                scale = best_scale(weight, scale, CLIPPED, _cost, _decoded)
+            if self.scale_rule != "absmax":
+                scale = best_scale(weight, scale, CLIPPED, _cost, _decoded, shares=shares)
             return {"weight": _codes(weight, scale), "scale": scale}
         low = (_below(weight) if below is None else below).expand(rows, 1)
         high = (_above(weight) if above is None else above).expand(rows, 1)
         full = torch.full_like(low, 255)
         scale = scale_for(low / full + high / full, 1)
-        if self.scale_rule == "mse":
-            scale = best_scale(weight, scale, CLIPPED, _affine_cost, _affine_decoded, low)
+        if self.scale_rule != "absmax":
+            scale = best_scale(weight, scale, CLIPPED, _affine_cost, _affine_decoded, low, shares=shares)
         point = _zero_point(low, scale)
         return {"weight": _affine_codes(weight, scale, point), "scale": scale, "zero_point": point.to(torch.int8)}
 
@@ -124,21 +130,21 @@ def _affine_codes(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return by_pieces(codes, weight, scale, zero)
 
 
-def _cost(weight: Tensor, scale: Tensor) -> Tensor:
+def _cost(weight: Tensor, scale: Tensor, shares: Tensor | None = None) -> Tensor:
     if _loops.suit(weight):
-        return _loops.int8_costs(weight, scale)
+        return _loops.int8_costs(weight, scale, shares)
 
     def cost(rows: Tensor, scale: Tensor) -> Tensor:
         exact = in_steps(rows, scale)
-        return sum_of_squares(exact.round().clamp_(-127, 127).sub_(exact))
+        return sum_of_squares(exact.round().clamp_(-127, 127).sub_(exact), shares)
 
     return by_pieces(cost, weight, scale)
 
 
-def _affine_cost(weight: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+def _affine_cost(weight: Tensor, scale: Tensor, low: Tensor, shares: Tensor | None = None) -> Tensor:
     def cost(rows: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         exact = in_steps(rows, scale)
-        return sum_of_squares(exact.round().add_(zero).clamp_(-128, 127).sub_(zero).sub_(exact))
+        return sum_of_squares(exact.round().add_(zero).clamp_(-128, 127).sub_(zero).sub_(exact), shares)
 
     return by_pieces(cost, weight, scale, _zero_point(low, scale))
 

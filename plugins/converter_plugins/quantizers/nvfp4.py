@@ -14,11 +14,12 @@ from converter_core.api import QuantFormat, Quantizer, WeightContext, hookimpl
 from . import _calibration
 from ._bits import absmax, absmax_of_all, admit, as_bf16, decode_e4m3
 from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, steps
+from ._importance import of_blocks, shares_of, weighted_inputs
 from ._nvfp4_scales import better_codes, block_codes, divisors
 from ._reference import Numerics, Reference
 
 if TYPE_CHECKING:
-    from converter_core.api import Parts, TensorRef, TensorSpec
+    from converter_core.api import Parts, SourceTensors, TensorRef
 
 WIDTH = 16
 TOP = 2688.0
@@ -38,17 +39,19 @@ class Nvfp4(Reference, Quantizer):
 
     numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's kernel writes.
     scale_rule: ``absmax`` (the kernel's: largest magnitude / 6), ``four_over_six`` (the better of that / 6 and / 4 in
-        each block), ``mse`` (of the neighbouring E4M3 codes the one with the smallest squared error in each block).
-        Left out: ``mse``; under ``numerics: lightx2v`` the kernel's.
+        each block), ``mse`` (of the neighbouring E4M3 codes the one with the smallest squared error in each block),
+        ``weighted`` (the same with each column's error weighted by ``E[x^2]`` of source.calibration). Left out:
+        ``mse``; under ``numerics: lightx2v`` the kernel's.
     activation_absmax: file of activation statistics (LightX2V's ``calib.pt``, or the same in safetensors or JSON) that
-        LightX2V needs to run the weights; without it the runtime needs its own ``calib.pt`` beside the output.
+        LightX2V needs to run the weights; without it they come from source.calibration, and without that the runtime
+        needs its own ``calib.pt`` beside the output.
     """
 
     name: ClassVar[str] = "nvfp4"
     row_block: ClassVar[int | None] = 1
 
     numerics: Numerics = "exact"
-    scale_rule: Literal["mse", "absmax", "four_over_six"] | None = None
+    scale_rule: Literal["mse", "absmax", "four_over_six", "weighted"] | None = None
     activation_absmax: str | None = None
 
     def __post_init__(self) -> None:
@@ -64,11 +67,13 @@ class Nvfp4(Reference, Quantizer):
         return {"amax": absmax_of_all(admit(rows))}
 
     def inputs(
-        self, context: WeightContext, stores: Mapping[str, Mapping[str, TensorSpec]], /
+        self, context: WeightContext, stores: Mapping[str, SourceTensors], /
     ) -> Mapping[str, TensorRef | Tensor]:
-        if self.activation_absmax is None:
-            return {}
-        return {"input_absmax": _calibration.activation_absmax(self.activation_absmax, context.info.name)}
+        weighted = weighted_inputs(self.scale_rule, context, stores)
+        absmax = _calibration.absmax_of(context, stores)
+        if self.activation_absmax is not None:
+            absmax = _calibration.activation_absmax(self.activation_absmax, context.info.name)
+        return weighted if absmax is None else {**weighted, "input_absmax": absmax}
 
     def input_files(self) -> Sequence[str]:
         return () if self.activation_absmax is None else (self.activation_absmax,)
@@ -79,7 +84,15 @@ class Nvfp4(Reference, Quantizer):
         if idle := sorted(_calibration.names(self.activation_absmax) - set(names)):
             yield f"{self.activation_absmax}: these names match no quantized weight: {', '.join(idle)}"
 
-    def quantize(self, weight: Tensor, /, amax: Tensor, *, input_absmax: Tensor | None = None) -> Parts:
+    def quantize(
+        self,
+        weight: Tensor,
+        /,
+        amax: Tensor,
+        *,
+        input_absmax: Tensor | None = None,
+        mean_square: Tensor | None = None,
+    ) -> Parts:
         weight = admit(weight, WIDTH)
         rule = self.scale_rule or "mse"
         if self.is_reference:
@@ -90,7 +103,7 @@ class Nvfp4(Reference, Quantizer):
         scale = block_codes(exact)
         if rule != "absmax":
             over_four = block_codes(exact.mul_(1.5)) if rule == "four_over_six" else None
-            scale = better_codes(weight, scale, whole, over_four)
+            scale = better_codes(weight, scale, whole, over_four, of_blocks(shares_of(mean_square), WIDTH))
         per_step = whole * divisors(scale).reciprocal_()
         codes = encode_as_kernel(weight, per_step) if self.is_reference else encode(weight, per_step)
         parts = {"weight": codes, "scale": scale.to(torch.uint8).view(torch.float8_e4m3fn), "global_scale": whole}
