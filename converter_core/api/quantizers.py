@@ -31,8 +31,10 @@ class Quantizer(ABC):
     row_block: ClassVar[int | None] = None
     """``quantize`` gives the same bytes for any run of rows that starts at a multiple of this. None: whole weights."""
 
-    wants_bias: ClassVar[bool] = False
-    """Whether ``quantize`` also takes the layer's bias, as ``bias``; it may then return a new one in that role."""
+    @property
+    def wants_bias(self) -> bool:
+        """Whether ``quantize`` also takes the layer's bias, as ``bias``; it may then return a new one in that role."""
+        return False
 
     @property
     def format(self) -> QuantFormat:

@@ -88,6 +88,7 @@ class JobBuilder:
         self.inference = inference
         self.passthrough = passthrough
         self.markers: dict[str, Tensor] = {}
+        self.without_bias: list[str] = []
         self._refused: dict[tuple[str, str, str], list[str]] = {}
 
     @property
@@ -106,6 +107,9 @@ class JobBuilder:
         infos = {assignment.info.name: assignment.info for assignment in assignments}
         taken = {bias.name for one in assignments if (bias := self._bias(one, infos)) is not None}
         weights, jobs = [], []
+        self.without_bias = [
+            one.info.name for one in assignments if one.quantizer.wants_bias and self._bias(one, infos) is None
+        ]
         for assignment in assignments:
             if assignment.info.name in taken:
                 continue
@@ -124,7 +128,7 @@ class JobBuilder:
         if not assignment.quantizer.wants_bias:
             return None
         info = assignment.info
-        name = info.bias if info.bias is not None else f"{info.name.removesuffix('.weight')}.bias"
+        name = bias_name(info)
         return infos.get(name) if name != info.name else None
 
     def _transcoded(self, info: WeightInfo, stored: Stored) -> tuple[PlannedWeight, list[Job]] | None:
@@ -211,6 +215,11 @@ class JobBuilder:
             else:
                 found[name] = given
         return found
+
+
+def bias_name(info: WeightInfo) -> str:
+    """Of the same layer's bias, whether there is one or not."""
+    return info.bias if info.bias is not None else f"{info.name.removesuffix('.weight')}.bias"
 
 
 def bind(

@@ -107,6 +107,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     quantized = source.quantized.weights if source.quantized else {}
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
+    made.notes += notes.without_bias(builder.without_bias)
     made.problems += builder.problems
     if not made.problems:
         made.problems += target.refuse(source.model, made.weights)

@@ -122,3 +122,39 @@ def test_the_example_writes_one(load: Any, recipe: Any, source: Path, tmp_path: 
     assert found["layers.1.up.absmax"] == inputs.abs().max()
     assert found["layers.1.up.tokens"].shape == (300, DIM)
     converter_core.convert(asked(recipe, "nvfp4", file, scale_rule="weighted"), registry=load())
+
+
+@pytest.mark.parametrize("method", ["int8", "fp8", "mxfp4", "nvfp4"])
+def test_the_bias_takes_up_the_mean_error(load: Any, recipe: Any, source: Path, tmp_path: Path, method: str) -> None:
+    mean = torch.randn(DIM, generator=torch.Generator().manual_seed(4)) + 2
+    file = save(tmp_path / "c.safetensors", "layers.0.up", "layers.1.up", **{"layers.0.up.mean": mean})
+    with pytest.raises(converter_core.PlanError, match=r"layers.1.up.weight has no mean in the calibration file"):
+        converter_core.make_plan(asked(recipe, method, file, bias_correction=True), load())
+    file = save(
+        tmp_path / "c.safetensors", "layers.0.up", inputs={"layers.1.up": "layers.0.up"}, **{"layers.0.up.mean": mean}
+    )
+    registry = load()
+    converter_core.convert(asked(recipe, method, file, bias_correction=True), registry=registry)
+    report = converter_core.verify(tmp_path / "out", source, registry=registry)
+    assert report.ok, report.problems
+    before, written = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "tiny.safetensors")
+    quantizer = registry.quantizers[method]()
+    for layer in ("layers.0.up", "layers.1.up"):
+        weight = before[f"{layer}.weight"]
+        restored = quantizer.dequantize(quantizer.quantize(weight, **quantizer.observe(weight)))
+        change = (weight.double() - restored.double()) @ mean.double()
+        exact = before[f"{layer}.bias"].double() + change
+        got = written[f"{layer}.bias"]
+        assert (got.double() - exact).abs().max() <= exact.abs().max() * 2**-8
+        assert not torch.equal(got, before[f"{layer}.bias"])
+
+
+def test_layers_without_a_bias_are_told(load: Any, recipe: Any, source: Path, tmp_path: Path) -> None:
+    tensors = load_file(source / "model.safetensors")
+    del tensors["layers.1.up.bias"]
+    save_file(tensors, source / "model.safetensors")
+    means = {f"layers.{number}.up.mean": torch.ones(DIM) for number in range(2)}
+    file = save(tmp_path / "c.safetensors", **means)
+    with converter_core.make_plan(asked(recipe, "int8", file, bias_correction=True), load()) as plan:
+        assert "1 weights have no bias that could take up their error, e.g. layers.1.up.weight" in " ".join(plan.notes)
+        converter_core.convert(plan)

@@ -6,31 +6,13 @@ the columns weighted so. The bytes of a scheme follow from these numbers, so the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
-
-from converter_core.api import Refused, SourceTensors, TensorRef, WeightContext, statistics
 
 from ._bits import halving_sum
 
 COUNTED = 2.0**30
 """About what the integer shares of a row add up to."""
-
-
-def weighted_inputs(
-    rule: str | None, context: WeightContext, stores: Mapping[str, SourceTensors]
-) -> Mapping[str, TensorRef]:
-    """``mean_square`` for the rule that needs it. Refused if there is none for this weight."""
-    if rule != "weighted":
-        return {}
-    found = statistics(context, stores)
-    if found is None:
-        raise Refused("needs activation statistics for scale_rule: weighted; give the file as source.calibration")
-    if "mean_square" not in found:
-        raise Refused("has no mean_square in the calibration file, which scale_rule: weighted needs")
-    return {"mean_square": found["mean_square"]}
 
 
 def shares_of(mean_square: Tensor | None) -> Tensor | None:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from converter_core.api import QuantFormat, Quantizer, Refused, WeightContext, hookimpl
+from converter_core.api import QuantFormat, Quantizer, Refused, hookimpl
 
 from . import _loops
 from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces, decode_e4m3
 from ._fp8_scales import best_steps
-from ._importance import counted, shares_of, weighted_inputs
+from ._importance import counted, shares_of
 from ._reference import Numerics, Reference
 from ._rows import in_steps, kept_where_better, moved, reference_quotient, reference_scale, scale_for, sum_of_squares
+from ._statistics import Calibrated
 
 if TYPE_CHECKING:
-    from converter_core.api import Parts, SourceTensors, TensorRef
+    from converter_core.api import Parts
 
 TOP = 448.0
 SMALLEST_FP16 = 2.0**-24
 
 
 @dataclass(frozen=True)
-class Fp8(Reference, Quantizer):
+class Fp8(Reference, Calibrated, Quantizer):
     """8-bit floats (E4M3) with a scale per row: half the size of bf16, for GPUs that multiply them.
 
     Parts: ``weight`` float8_e4m3fn [O, I], ``scale`` float32 [O, 1] (bf16-representable). A weight is
@@ -38,6 +39,8 @@ class Fp8(Reference, Quantizer):
         Nothing is clipped; the ratio moves the weights over the grid of mantissas. ``weighted``: the same with each
         column's error weighted by ``E[x^2]`` of source.calibration. Left out: ``mse``; ``absmax`` where there is one
         scale for the weight, or under ``numerics: lightx2v``.
+    bias_correction: the layer's bias takes up what rounding changes for the mean input, ``(W - Wq) E[x]`` of
+        source.calibration; layers without a bias are left alone.
     """
 
     name: ClassVar[str] = "fp8"
@@ -46,9 +49,12 @@ class Fp8(Reference, Quantizer):
     per_channel: bool = True
     numerics: Numerics = "exact"
     scale_rule: Literal["mse", "absmax", "weighted"] | None = None
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         self.check_choices()
+        if self.bias_correction:
+            self.only_exact("bias_correction", "true")
         if not self.per_channel:
             self.only_exact("per_channel", "false")
         if self.scale_rule in ("mse", "weighted"):
@@ -67,10 +73,7 @@ class Fp8(Reference, Quantizer):
     def observe(self, rows: Tensor, /) -> Parts:
         return {} if self.per_channel else {"amax": absmax_of_all(admit(rows))}
 
-    def inputs(self, context: WeightContext, stores: Mapping[str, SourceTensors], /) -> Mapping[str, TensorRef]:
-        return weighted_inputs(self.scale_rule, context, stores)
-
-    def quantize(self, weight: Tensor, /, *, amax: Tensor | None = None, mean_square: Tensor | None = None) -> Parts:
+    def rounded(self, weight: Tensor, /, *, amax: Tensor | None = None, mean_square: Tensor | None = None) -> Parts:
         weight = admit(weight)
         if self.is_reference:
             scale = reference_scale(weight, absmax_of_rows(weight), TOP)

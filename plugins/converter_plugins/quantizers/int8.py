@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from converter_core.api import QuantFormat, Quantizer, Refused, WeightContext, hookimpl
+from converter_core.api import QuantFormat, Quantizer, Refused, hookimpl
 
 from . import _loops
 from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces
-from ._importance import shares_of, weighted_inputs
+from ._importance import shares_of
 from ._reference import Numerics, Reference
 from ._rows import best_scale, in_steps, reference_quotient, reference_scale, scale_for, sum_of_squares
+from ._statistics import Calibrated
 
 if TYPE_CHECKING:
-    from converter_core.api import Parts, SourceTensors, TensorRef
+    from converter_core.api import Parts
 
 CLIPPED = (range(-1, -17, -1),)
 """Steps from absmax / 127 to the smaller bf16 scales that ``mse`` tries: down to 0.88 of it."""
 
 
 @dataclass(frozen=True)
-class Int8(Reference, Quantizer):
+class Int8(Reference, Calibrated, Quantizer):
     """8-bit integers with a scale per row: half the size of bf16, the smallest error of all schemes.
 
     Parts: ``weight`` int8 [O, I], ``scale`` float32 [O, 1] (bf16-representable); with ``symmetric=False`` also
@@ -38,6 +39,8 @@ class Int8(Reference, Quantizer):
     scale_rule: ``absmax``, or ``mse``: the clip ratio with the least squared error in each row. It clips the largest
         weights, and hurts where they meet the largest activations. ``weighted``: the same with each column's error
         weighted by ``E[x^2]`` of source.calibration, which tells where that is.
+    bias_correction: the layer's bias takes up what rounding changes for the mean input, ``(W - Wq) E[x]`` of
+        source.calibration; layers without a bias are left alone.
     """
 
     name: ClassVar[str] = "int8"
@@ -47,9 +50,12 @@ class Int8(Reference, Quantizer):
     symmetric: bool = True
     numerics: Numerics = "exact"
     scale_rule: Literal["absmax", "mse", "weighted"] = "absmax"
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         self.check_choices()
+        if self.bias_correction:
+            self.only_exact("bias_correction", "true")
         if not self.per_channel:
             self.only_exact("per_channel", "false")
         if not self.symmetric:
@@ -73,10 +79,7 @@ class Int8(Reference, Quantizer):
             return {"amax": absmax_of_all(weight)}
         return {"below": _below(weight).amax(0).view(()), "above": _above(weight).amax(0).view(())}
 
-    def inputs(self, context: WeightContext, stores: Mapping[str, SourceTensors], /) -> Mapping[str, TensorRef]:
-        return weighted_inputs(self.scale_rule, context, stores)
-
-    def quantize(
+    def rounded(
         self,
         weight: Tensor,
         /,

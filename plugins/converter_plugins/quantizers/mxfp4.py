@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from converter_core.api import QuantFormat, Quantizer, WeightContext, hookimpl
+from converter_core.api import QuantFormat, Quantizer, hookimpl
 
 from . import _loops
 from ._bits import absmax, admit, by_pieces, halving_sum
 from ._fp4 import SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, scaled, steps
-from ._importance import of_blocks, shares_of, weighted_inputs
+from ._importance import of_blocks, shares_of
 from ._reference import Numerics, Reference
+from ._statistics import Calibrated
 
 if TYPE_CHECKING:
-    from converter_core.api import Parts, SourceTensors, TensorRef
+    from converter_core.api import Parts
 
 WIDTH = 32
 ONE = 1 << 22
@@ -26,7 +27,7 @@ ONE = 1 << 22
 
 
 @dataclass(frozen=True)
-class Mxfp4(Reference, Quantizer):
+class Mxfp4(Reference, Calibrated, Quantizer):
     """4-bit floats (E2M1) with a power of two (E8M0) per 32 columns: 4.25 bits per weight, no global scale.
 
     Parts: ``weight`` uint8 [O, I / 2], ``scale`` uint8 [O, I / 32]. A weight is ``e2m1 * 2^(scale - 127)``.
@@ -37,6 +38,8 @@ class Mxfp4(Reference, Quantizer):
         and floor + 1 the one with the smaller squared error in each block; it too may cut the largest weights),
         ``weighted`` (the same with each column's error weighted by ``E[x^2]`` of source.calibration). Left out:
         ``even``; under ``numerics: lightx2v`` the kernel's.
+    bias_correction: the layer's bias takes up what rounding changes for the mean input, ``(W - Wq) E[x]`` of
+        source.calibration; layers without a bias are left alone.
     """
 
     name: ClassVar[str] = "mxfp4"
@@ -44,9 +47,12 @@ class Mxfp4(Reference, Quantizer):
 
     numerics: Numerics = "exact"
     scale_rule: Literal["even", "mse", "rceil", "floor", "weighted"] | None = None
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         self.check_choices()
+        if self.bias_correction:
+            self.only_exact("bias_correction", "true")
         if self.scale_rule not in (None, "rceil"):
             self.only_exact("scale_rule", self.scale_rule)
 
@@ -54,10 +60,7 @@ class Mxfp4(Reference, Quantizer):
     def format(self) -> QuantFormat:
         return QuantFormat(self.name, "e2m1", 4, "group", WIDTH, "F8_E8M0", packing="low_nibble_first")
 
-    def inputs(self, context: WeightContext, stores: Mapping[str, SourceTensors], /) -> Mapping[str, TensorRef]:
-        return weighted_inputs(self.scale_rule, context, stores)
-
-    def quantize(self, weight: Tensor, /, *, mean_square: Tensor | None = None) -> Parts:
+    def rounded(self, weight: Tensor, /, *, mean_square: Tensor | None = None) -> Parts:
         weight = admit(weight, WIDTH)
         if self.is_reference:
             weight = as_kernel_reads(weight)

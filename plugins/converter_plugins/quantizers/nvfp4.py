@@ -14,9 +14,10 @@ from converter_core.api import QuantFormat, Quantizer, WeightContext, hookimpl
 from . import _calibration
 from ._bits import absmax, absmax_of_all, admit, as_bf16, decode_e4m3
 from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, steps
-from ._importance import of_blocks, shares_of, weighted_inputs
+from ._importance import of_blocks, shares_of
 from ._nvfp4_scales import better_codes, block_codes, divisors
 from ._reference import Numerics, Reference
+from ._statistics import Calibrated
 
 if TYPE_CHECKING:
     from converter_core.api import Parts, SourceTensors, TensorRef
@@ -30,7 +31,7 @@ MOST_GLOBAL = 2.0**118
 
 
 @dataclass(frozen=True)
-class Nvfp4(Reference, Quantizer):
+class Nvfp4(Reference, Calibrated, Quantizer):
     """4-bit floats (E2M1) with an E4M3 scale per 16 columns: 4.5 bits per weight, better than mxfp4.
 
     Parts: ``weight`` uint8 [O, I / 2], ``scale`` float8_e4m3fn [O, I / 16], ``global_scale`` float32 []
@@ -42,6 +43,8 @@ class Nvfp4(Reference, Quantizer):
         each block), ``mse`` (of the neighbouring E4M3 codes the one with the smallest squared error in each block),
         ``weighted`` (the same with each column's error weighted by ``E[x^2]`` of source.calibration). Left out:
         ``mse``; under ``numerics: lightx2v`` the kernel's.
+    bias_correction: the layer's bias takes up what rounding changes for the mean input, ``(W - Wq) E[x]`` of
+        source.calibration; layers without a bias are left alone.
     activation_absmax: file of activation statistics (LightX2V's ``calib.pt``, or the same in safetensors or JSON) that
         LightX2V needs to run the weights; without it they come from source.calibration, and without that the runtime
         needs its own ``calib.pt`` beside the output.
@@ -52,10 +55,13 @@ class Nvfp4(Reference, Quantizer):
 
     numerics: Numerics = "exact"
     scale_rule: Literal["mse", "absmax", "four_over_six", "weighted"] | None = None
+    bias_correction: bool = False
     activation_absmax: str | None = None
 
     def __post_init__(self) -> None:
         self.check_choices()
+        if self.bias_correction:
+            self.only_exact("bias_correction", "true")
         if self.scale_rule not in (None, "absmax"):
             self.only_exact("scale_rule", self.scale_rule)
 
@@ -69,11 +75,11 @@ class Nvfp4(Reference, Quantizer):
     def inputs(
         self, context: WeightContext, stores: Mapping[str, SourceTensors], /
     ) -> Mapping[str, TensorRef | Tensor]:
-        weighted = weighted_inputs(self.scale_rule, context, stores)
+        given = super().inputs(context, stores)
         absmax = _calibration.absmax_of(context, stores)
         if self.activation_absmax is not None:
             absmax = _calibration.activation_absmax(self.activation_absmax, context.info.name)
-        return weighted if absmax is None else {**weighted, "input_absmax": absmax}
+        return given if absmax is None else {**given, "input_absmax": absmax}
 
     def input_files(self) -> Sequence[str]:
         return () if self.activation_absmax is None else (self.activation_absmax,)
@@ -84,7 +90,7 @@ class Nvfp4(Reference, Quantizer):
         if idle := sorted(_calibration.names(self.activation_absmax) - set(names)):
             yield f"{self.activation_absmax}: these names match no quantized weight: {', '.join(idle)}"
 
-    def quantize(
+    def rounded(
         self,
         weight: Tensor,
         /,
