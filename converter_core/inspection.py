@@ -83,13 +83,13 @@ class Inspection:
 def inspect(path: str | os.PathLike[str], registry: Registry | None = None) -> Inspection:
     """A folder or file of weights, ours or a stranger's; one that no adapter knows too. CheckpointError if broken."""
     registry = load_plugins() if registry is None else registry
-    adapters = [adapter() for adapter in registry.models.values()]
+    adapters = [adapter() for adapter in registry.models.values() if not adapter.by_name]
     skipped: list[str] = []
     with attribute_errors(registry):
         try:
-            checkpoint = open_source(path, adapters, skipped)
+            checkpoint = open_source(path, adapters, skipped, registry=registry)
         except NothingKnown:
-            checkpoint = open_checkpoint(path)
+            checkpoint = open_checkpoint(path, registry=registry)
         with checkpoint:
             found = _describe(checkpoint, adapters, registry, skipped)
     return replace(found, notes=(*found.notes, *skipped))
@@ -131,6 +131,6 @@ def _describe(
     )
 
 
-def _summary(target: str, weights: Mapping[str, Stored], metadata: Mapping[str, str]) -> QuantizedSummary:
+def _summary(target: str, weights: Mapping[str, Stored], metadata: Mapping[str, Any]) -> QuantizedSummary:
     formats = Counter(stored.format.name for stored in weights.values())
     return QuantizedSummary(target, dict(formats), provenance.load(metadata))

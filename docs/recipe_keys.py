@@ -25,6 +25,7 @@ FLAGS: Mapping[str, str] = {
     "performance.device": "--device",
 }
 VALUES: Mapping[str, str] = {
+    "source.format": "the name of a container",
     "source.path": "a path",
     "source.calibration": "a path",
     "output.path": "a path",
@@ -68,6 +69,7 @@ CHINESE: Mapping[str, str] = {
     "a path": "路径",
     "the name of a file": "文件名",
     "text": "文本",
+    "the name of a container": "容器的名称",
     "a mapping": "映射",
     "a whole number or text": "整数或文本",
     "a whole number from 1 to 4 x cores": "1 到 4 x 核数的整数",

@@ -18,17 +18,19 @@ if TYPE_CHECKING:
         RecipeError,
         Refused,
         VerificationError,
+        shown,
         unknown,
     )
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
     from ..trusted import read_file
     from .calibration import statistics
-    from .containers import Container
+    from .containers import ByteSource, Container, FileContents, HeaderReader, TensorReader
     from .contexts import ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
     from .formats import UNQUANTIZED, QuantFormat
     from .hookspecs import hookimpl
+    from .json_text import load_json_object
     from .layouts import LayoutWriter
     from .models import ModelAdapter
     from .quantizers import Quantizer
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from .tensors import spec_of
     from .values import (
         FLOATING,
+        ITEMSIZE,
         Extras,
         FileLayout,
         OutputTensor,
@@ -53,9 +56,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FLOATING",
+    "ITEMSIZE",
     "KERNEL_DTYPES",
     "PREFIXES",
     "UNQUANTIZED",
+    "ByteSource",
     "CheckpointError",
     "Container",
     "ConversionError",
@@ -63,7 +68,9 @@ __all__ = [
     "DeviceBackend",
     "DeviceStream",
     "Extras",
+    "FileContents",
     "FileLayout",
+    "HeaderReader",
     "LayoutWriter",
     "ModelAdapter",
     "ModelFacts",
@@ -85,6 +92,7 @@ __all__ = [
     "TableContents",
     "TableModel",
     "Target",
+    "TensorReader",
     "TensorRef",
     "TensorSpec",
     "VerificationError",
@@ -93,10 +101,12 @@ __all__ = [
     "hookimpl",
     "kernels_suit",
     "linear",
+    "load_json_object",
     "load_kernels",
     "norm",
     "parse_bytes",
     "read_file",
+    "shown",
     "spec_of",
     "statistics",
     "unknown",
@@ -112,6 +122,7 @@ _HOME = {
         "RecipeError",
         "Refused",
         "VerificationError",
+        "shown",
         "unknown",
     ),
     "..native.loader": (
@@ -122,7 +133,13 @@ _HOME = {
     "..sizes": ("parse_bytes",),
     "..trusted": ("read_file",),
     ".calibration": ("statistics",),
-    ".containers": ("Container",),
+    ".containers": (
+        "ByteSource",
+        "Container",
+        "FileContents",
+        "HeaderReader",
+        "TensorReader",
+    ),
     ".contexts": (
         "ModelFacts",
         "SourceTensors",
@@ -137,6 +154,7 @@ _HOME = {
         "UNQUANTIZED",
     ),
     ".hookspecs": ("hookimpl",),
+    ".json_text": ("load_json_object",),
     ".layouts": ("LayoutWriter",),
     ".models": ("ModelAdapter",),
     ".quantizers": ("Quantizer",),
@@ -155,6 +173,7 @@ _HOME = {
     ".values": (
         "Extras",
         "FLOATING",
+        "ITEMSIZE",
         "FileLayout",
         "OutputTensor",
         "Parts",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from .containers import Container
     from .devices import DeviceBackend
     from .layouts import LayoutWriter
     from .models import ModelAdapter
@@ -61,4 +62,12 @@ def converter_devices() -> Sequence[type[DeviceBackend]]:  # type: ignore[empty-
     """Kinds of device that can compute.
 
     .. versionadded:: 0.1
+    """
+
+
+@hookspec
+def converter_containers() -> Sequence[type[Container]]:  # type: ignore[empty-body]
+    """File formats that tensors are read from or written in.
+
+    .. versionadded:: 0.2
     """

@@ -34,6 +34,9 @@ class ModelAdapter(ABC):
     """A part of a pipeline beside the main model, e.g. a text encoder: taken where it is asked for by name, or where no
     other adapter recognises anything."""
 
+    by_name: ClassVar[bool] = False
+    """Never tried by itself: only ``source.type`` calls for it."""
+
     @abstractmethod
     def owns_key(self, key: str) -> bool:
         """Whether a key is one of this model's. Tells its files from those of other models in the same folder."""

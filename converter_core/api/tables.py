@@ -56,7 +56,8 @@ class Row:
     name: in the first key format of the table. also: in the others, in their order; empty: the same in all.
     kind: as of ``WeightInfo``. module: empty: the first name inside the block.
     branch: what a model must have to have it, e.g. ``image``; every branch is whole or not there.
-    only_first: only the first block has it.
+    only_first: only the first block has it. only: the one key format that has such a tensor, e.g. a fused projection;
+    ``name`` is then in that format.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Row:
     also: tuple[str, ...] = ()
     branch: str = ""
     only_first: bool = False
+    only: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -160,7 +162,10 @@ class Table:
         self.outside = tuple(row for row in self.rows if not row.stack)
         stacks = dict.fromkeys(row.stack for row in self.rows if row.stack)
         self.stacks = {stack: tuple(row for row in self.rows if row.stack == stack) for stack in stacks}
-        self._by_name = [{row.spelt(number): row for row in self.rows} for number in range(len(key_formats))]
+        self._by_name = [
+            {row.spelt(number): row for row in self.rows if row.only in ("", key_format)}
+            for number, key_format in enumerate(key_formats)
+        ]
         heads = {name.partition("{}")[0] for row in self.rows for name in row.names if "{}" in name}
         ordered = "|".join(map(re.escape, sorted(heads, key=len, reverse=True)))
         self._numbered = re.compile(f"({ordered})(0|[1-9][0-9]{{0,5}})\\.") if heads else None
@@ -173,7 +178,7 @@ class Table:
             for key_format, rows in zip(self.key_formats, self._by_name, strict=True):
                 row = rows.get(template)
                 if row is not None:
-                    same = all(name == template for name in row.names)
+                    same = not row.only and all(name == template for name in row.names)
                     return Known(row, block, "" if same else key_format, prefix)
         return None
 
@@ -196,23 +201,33 @@ class Table:
         return known is not None and known.row.kind == "linear"
 
     def rename(self, name: str, key_format: str) -> str:
-        """A name of the first key format in another; names beyond the table stay. PluginError for an unknown format."""
+        """A name as ``WeightInfo`` has it, in another key format; names beyond the table stay.
+
+        PluginError for an unknown key format, and for one that has no such tensor.
+        """
         if key_format not in self.key_formats:
             raise PluginError(unknown("key format", key_format, self.key_formats))
         template, block = self._template(name)
-        row = self._by_name[0].get(template)
+        row = next((rows[template] for rows in self._by_name if template in rows), None)
+        if row is not None and row.only not in ("", key_format):
+            raise PluginError(
+                f"{name} is of the {row.only} key format and has no name in {key_format}; "
+                f"give the checkpoint in its {key_format} form"
+            )
         return row.spelt(self.key_formats.index(key_format)).format(block) if row else name
 
-    def inventory(self, size: Size, dtype: str = "F32") -> dict[str, TensorSpec]:
-        """Every tensor of a model by its name in the first key format, in the order of the state dict."""
+    def inventory(self, size: Size, dtype: str = "F32", key_format: str | None = None) -> dict[str, TensorSpec]:
+        """Every tensor of a model by its name, in the order of the state dict. key_format: the first if None."""
+        wanted = key_format or self.key_formats[0]
         specs: dict[str, TensorSpec] = {}
         for stack, rows in groupby(self.rows, key=lambda row: row.stack):
-            present = [row for row in rows if has(size.branches, row)]
+            present = [row for row in rows if has(size.branches, row) and row.only in ("", wanted)]
             for number in range(size.blocks.get(stack, 0) if stack else 1):
                 for row in present:
                     if not (row.only_first and number):
                         lengths = (length(axis, size.dims) for axis in row.shape)
-                        specs[row.name.format(number)] = TensorSpec(dtype, tuple(lengths))
+                        name = row.spelt(self.key_formats.index(wanted)).format(number)
+                        specs[name] = TensorSpec(dtype, tuple(lengths))
         return specs
 
     def _template(self, key: str) -> tuple[str, str]:

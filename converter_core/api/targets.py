@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from .values import Parts
 
 
+INDEX_STEM = "diffusion_pytorch_model"
+"""What Hugging Face repositories of diffusion transformers call their weight files."""
+
+
 class Target(ABC):
     """What a runtime reads: names, bytes, file format, and what stands beside the weights.
 
@@ -28,8 +32,11 @@ class Target(ABC):
     row_block: ClassVar[int | None] = None
     """As ``Quantizer.row_block``, for ``encode`` and ``decode``."""
 
-    container: ClassVar[Any] = None
-    """The file format it is written in; None: the default container."""
+    container: ClassVar[str] = ""
+    """The name of the container it is written in; empty: the default one."""
+
+    index_stem: ClassVar[str] = INDEX_STEM
+    """How the name of an index file begins; the rest is the container's."""
 
     runs_on: ClassVar[Mapping[str, str]] = {}
     """Scheme -> in a few words, the machines on which the runtime runs it; the first is what ``demo`` shows."""

@@ -44,13 +44,18 @@ def torch_dtype(name: str) -> torch.dtype:
     return _TORCH[name]
 
 
+def dtype_of(spec: TensorSpec) -> torch.dtype:
+    """The torch dtype in which a tensor is handled; a packed one as ``uint8``."""
+    return torch_dtype(spec.in_memory.dtype)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """The header's name of a torch dtype; KeyError for one that has none here."""
     if dtype in _HEADER:
         return _HEADER[dtype]
     if dtype is getattr(torch, "float8_e8m0fnu", None):
         return "F8_E8M0"
-    raise KeyError(f"{dtype} has no place in a safetensors file")
+    raise KeyError(f"{dtype} has no name in a header")
 
 
 def spec_of(tensor: Tensor) -> TensorSpec:
@@ -81,5 +86,5 @@ def in_words(tensor: Tensor) -> str:
 
 
 def typed(buffer: Tensor, spec: TensorSpec) -> Tensor:
-    """A uint8 tensor of ``spec.nbytes`` bytes seen as a tensor of that dtype and shape."""
-    return buffer.view(torch_dtype(spec.dtype)).view(spec.shape)
+    """A uint8 tensor of ``spec.nbytes`` bytes seen as a tensor of that dtype and shape, as ``spec.in_memory`` says."""
+    return buffer.view(dtype_of(spec)).view(spec.in_memory.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ ITEMSIZE: Mapping[str, int] = MappingProxyType(
         "C64": 8,
     }
 )
-"""Bytes per element of every dtype this project reads, by its name in a safetensors header."""
+"""Bytes per element of every plain dtype, by the name that headers give it (``BF16``, ``F8_E8M0`` ...)."""
 
 FLOATING = frozenset({"F16", "BF16", "F32", "F64"})
 """The dtypes that ``target.dtype`` casts and that are checked for NaN and infinity."""
@@ -45,10 +45,14 @@ FLOATING = frozenset({"F16", "BF16", "F32", "F64"})
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Dtype (as a safetensors header names it: ``BF16``, ``F8_E8M0`` ...) and shape."""
+    """Dtype (``BF16``, ``F8_E8M0`` ...; the names of ``ITEMSIZE``, or of a packed dtype) and shape.
+
+    block: of a packed dtype such as ``Q4_K``: elements and bytes of one block; blocks lie along the last dimension.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    block: tuple[int, int] | None = None
 
     @property
     def numel(self) -> int:
@@ -56,11 +60,34 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        return self.numel * ITEMSIZE[self.dtype]
+        """ValueError for a dtype of unknown size, and for a last dimension that is not whole blocks."""
+        if self.block is None:
+            if self.dtype not in ITEMSIZE:
+                raise ValueError(f"{self.dtype} is no plain dtype; a packed one needs TensorSpec(..., block=)")
+            return self.numel * ITEMSIZE[self.dtype]
+        elements, nbytes = self.block
+        if not self.shape or self.shape[-1] % elements:
+            raise ValueError(f"{self} is not made of whole blocks of {elements} elements")
+        return self.numel // elements * nbytes
+
+    @property
+    def in_memory(self) -> TensorSpec:
+        """As tensors of it are handled: a packed dtype as the bytes of its blocks, ``U8``; any other as it is."""
+        if self.block is None:
+            return self
+        elements, nbytes = self.block
+        return TensorSpec("U8", (*self.shape[:-1], self.shape[-1] // elements * nbytes))
+
+    def from_memory(self, shape: tuple[int, ...]) -> TensorSpec:
+        """The same dtype for a tensor that has ``shape`` as it is handled."""
+        if self.block is not None and shape:
+            elements, nbytes = self.block
+            shape = (*shape[:-1], shape[-1] // nbytes * elements)
+        return replace(self, shape=shape)
 
     def rows(self, count: int) -> TensorSpec:
         """The same with ``count`` rows (length of the first dimension)."""
-        return TensorSpec(self.dtype, (count, *self.shape[1:]))
+        return replace(self, shape=(count, *self.shape[1:]))
 
     def __str__(self) -> str:
         return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
@@ -171,7 +198,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """One file: its first bytes, where each tensor starts (from the beginning of the file), its length in bytes."""
+    """One file: its first bytes, where each tensor starts (from the beginning of the file), its length in bytes.
+
+    What lies between tensors, or behind the last, is padding: zeros.
+    """
 
     header: bytes
     offsets: Mapping[str, int]

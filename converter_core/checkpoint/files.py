@@ -8,20 +8,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any
 
+from ..api.containers import ByteSource, Container
 from ..api.values import TensorSpec
-from ..containers.index import INDEX_NAME, INDEX_SUFFIX, read_index, some
-from ..containers.safetensors import SafetensorsReader
-from ..errors import CheckpointError, shown, unknown
+from ..containers.find import container_of_file, has_suffix, ordered
+from ..containers.index import preferred_index, read_index, some
+from ..containers.tensor_file import TensorFile
+from ..errors import CheckpointError, PluginError, shown
+from ..plugins.registry import Catalogue, Registry, load_plugins
+from ..storage.local import LocalFile
 
-__all__ = ["FORMATS", "Checkpoint", "NothingKnown", "Reader", "SourceFile", "open_checkpoint", "read_index"]
+__all__ = ["Checkpoint", "NothingKnown", "SourceFile", "open_checkpoint", "weight_suffixes"]
 
-FORMATS: Mapping[str, tuple[str, ...]] = {"safetensors": (".safetensors",), "pytorch": (".pth", ".pt")}
-"""``source.format`` -> the suffixes it is recognised by."""
-
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf", ".onnx")
-"""Files that hold weights of some kind."""
+OTHER_SUFFIXES = (".bin", ".ckpt", ".onnx")
+"""Of files that hold weights in formats that no container here may read."""
 
 
 class NothingKnown(CheckpointError):
@@ -32,30 +33,15 @@ class NothingKnown(CheckpointError):
 class SourceFile:
     """A file as it was when it was opened; enough to tell whether it is still the same.
 
-    name: relative to the checkpoint's root. size: bytes. header_hash: SHA-256 of what describes its tensors.
+    name: relative to the checkpoint's root. size: bytes. version: the time of its last change in ns, or an ETag.
+    header_hash: SHA-256 of what describes its tensors.
     """
 
     name: str
     path: str
     size: int
-    mtime_ns: int
+    version: int | str
     header_hash: str
-
-
-class Reader(Protocol):
-    """One open file."""
-
-    path: str
-    stat: os.stat_result
-    header_hash: str
-    tensors: Mapping[str, TensorSpec]
-    metadata: Mapping[str, str]
-
-    def read(self, key: str, start: int, into: memoryview) -> None: ...
-
-    def will_need(self, key: str, start: int, nbytes: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Checkpoint:
@@ -67,7 +53,7 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: Path, root: Path, format: str, readers: Sequence[Reader], skipped: Iterable[str], indexed: bool
+        self, path: Path, root: Path, format: str, readers: Sequence[TensorFile], skipped: Iterable[str], indexed: bool
     ) -> None:
         self.path = path
         self.root = root
@@ -77,12 +63,12 @@ class Checkpoint:
         self._readers = tuple(readers)
         self._of = {key: reader for reader in readers for key in reader.tensors}
         self.tensors: Mapping[str, TensorSpec] = {key: reader.tensors[key] for key, reader in self._of.items()}
-        self.metadata: Mapping[str, str] = {
+        self.metadata: Mapping[str, Any] = {
             name: text for reader in reversed(self._readers) for name, text in reader.metadata.items()
         }
         self.files = tuple(
-            SourceFile(_name(reader), reader.path, reader.stat.st_size, reader.stat.st_mtime_ns, reader.header_hash)
-            for reader in readers
+            SourceFile(_name(one), one.source.name, one.source.size, one.source.version, one.header_hash())
+            for one in readers
         )
 
     def file_of(self, key: str) -> str:
@@ -99,15 +85,12 @@ class Checkpoint:
 
     def check_unchanged(self) -> None:
         """CheckpointError if a file is no longer the one that was opened."""
-        problems = []
+        problems: list[str] = []
         for reader in self._readers:
             try:
-                now = Path(reader.path).stat()
-            except OSError as error:
-                problems.append(f"{shown(reader.path)}: was removed while it was read ({error.strerror})")
-                continue
-            if _identity(now) != _identity(reader.stat):
-                problems.append(f"{shown(reader.path)}: was replaced while it was read; run again with the new file")
+                reader.source.check_unchanged()
+            except CheckpointError as error:
+                problems += error.problems
         if problems:
             raise CheckpointError(*problems)
 
@@ -124,15 +107,23 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str], *, format: str | None = None, owns_key: Callable[[str], bool] = lambda key: True
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    owns_key: Callable[[str], bool] = lambda key: True,
+    registry: Registry | None = None,
 ) -> Checkpoint:
     """A folder (with an index or without), one file, or an index file.
 
-    format: ``safetensors`` or ``pytorch``; None: by the files' names. owns_key: whether a key is of the model that is
-    looked for; in a folder without an index, files without such a key are left out. CheckpointError with all problems.
+    format: the name of a container; None: by the files' names and how they begin. owns_key: whether a key is of the
+    model that is looked for; in a folder without an index, files without such a key are left out. registry: None: of
+    the installed plugins. CheckpointError with all problems.
     """
-    if format is not None and format not in FORMATS:
-        raise CheckpointError(unknown("format", format, FORMATS))
+    containers = (registry or load_plugins()).containers
+    try:
+        asked = containers[format]() if format is not None else None
+    except PluginError as error:
+        raise CheckpointError(*error.problems) from None
     path = Path(path)
     try:
         mode = path.stat().st_mode
@@ -140,108 +131,138 @@ def open_checkpoint(
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{shown(path)}: cannot be opened: {reason}") from None
     if stat.S_ISDIR(mode):
-        return _open_folder(path, format, owns_key)
-    if path.name.endswith(INDEX_SUFFIX):
-        return _open_indexed(path, path)
-    format = format or next((name for name, suffixes in FORMATS.items() if path.suffix.lower() in suffixes), None)
-    if format is None:
-        raise CheckpointError(
-            f"{shown(path)}: neither .safetensors nor .pth nor .pt; if it is one of them, say so by source.format"
-        )
-    return _checked(Checkpoint(path, path.parent, format, _open([path], format), (), False))
+        return _Folder(path, containers).open(asked, owns_key)
+    for cls in ordered(containers):
+        if has_suffix(path.name, cls.index_suffixes):
+            return _indexed(path, path, cls())
+    (file,) = _open([path], lambda source: asked or container_of_file(source, containers))
+    return _checked(Checkpoint(path, path.parent, file.container.name, [file], (), False))
 
 
-def _open_folder(folder: Path, format: str | None, owns_key: Callable[[str], bool]) -> Checkpoint:
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise CheckpointError(f"{shown(folder)}: cannot be listed: {error.strerror}") from None
-    weights = [name for name in names if Path(name).suffix.lower() in WEIGHT_SUFFIXES]
-    strangers: list[str] = []
-    if format != "pytorch":
-        indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
-        if len(indexes) > 1 and INDEX_NAME not in indexes:
-            raise CheckpointError(f"{shown(folder)}: has several indexes; name one as the path: {some(indexes, 10)}")
-        if indexes:
-            return _open_indexed(folder, folder / (INDEX_NAME if INDEX_NAME in indexes else indexes[0]), weights)
-        paths = [folder / name for name in weights if name.lower().endswith(".safetensors")]
-        readers = _open(paths, "safetensors")
-        known = [reader for reader in readers if any(map(owns_key, reader.tensors))]
-        _close(reader for reader in readers if reader not in known)
-        if known:
-            return _checked(_folder(folder, "safetensors", known, weights))
-        strangers = [path.name for path in paths]
-    if format != "safetensors":
-        pickled = [name for name in weights if name.lower().endswith(FORMATS["pytorch"])]
-        if len(pickled) > 1:
-            raise CheckpointError(
-                f"{shown(folder)}: has several .pth or .pt files; name one as the path: {some(pickled, 10)}"
+def weight_suffixes(containers: Catalogue[Container]) -> tuple[str, ...]:
+    """Of files that hold weights of some kind."""
+    return (*(suffix for cls in ordered(containers) for suffix in cls.suffixes), *OTHER_SUFFIXES)
+
+
+class _Folder:
+    """A folder in which a checkpoint is looked for."""
+
+    def __init__(self, path: Path, containers: Catalogue[Container]) -> None:
+        self.path = path
+        self.containers = containers
+        try:
+            self.names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+        except OSError as error:
+            raise CheckpointError(f"{shown(path)}: cannot be listed: {error.strerror}") from None
+        suffixes = weight_suffixes(containers)
+        self.weights = [name for name in self.names if has_suffix(name, suffixes)]
+
+    def open(self, asked: Container | None, owns_key: Callable[[str], bool]) -> Checkpoint:
+        """Of each format in turn: an index, or else the files with a tensor of the model."""
+        strangers: list[str] = []
+        unclear: list[str] = []
+        formats = [asked] if asked else [cls() for cls in ordered(self.containers)]
+        if not formats:
+            raise CheckpointError(f"{shown(self.path)}: no container plugin is installed that could read it")
+        for container in formats:
+            index = self._index(container)
+            if index is not None:
+                return _indexed(self.path, index, container, self.weights)
+            found = [name for name in self.weights if has_suffix(name, container.suffixes)]
+            if len(found) > 1 and not container.sharded:
+                unclear.append(
+                    f"{shown(self.path)}: has several {' or '.join(container.suffixes)} files; name one as the path: "
+                    f"{some(found, 10)}"
+                )
+                continue
+            files = _open([self.path / name for name in found], _always(container))
+            known = [file for file in files if any(map(owns_key, file.tensors))]
+            _close(file for file in files if file not in known)
+            if known:
+                used = {_name(file) for file in known}
+                skipped = [name for name in self.weights if name not in used]
+                return _checked(Checkpoint(self.path, self.path, container.name, known, skipped, False))
+            strangers += found
+        if unclear:
+            raise CheckpointError(*unclear)
+        if strangers:
+            raise NothingKnown(
+                f"{shown(self.path)}: no file in it has a tensor with a name that is known; looked into "
+                f"{some(strangers, 10)}"
             )
-        readers = _open([folder / name for name in pickled], "pytorch")
-        if any(owns_key(key) for reader in readers for key in reader.tensors):
-            return _checked(_folder(folder, "pytorch", readers, weights))
-        _close(readers)
-        strangers += pickled
-    if strangers:
-        raise NothingKnown(
-            f"{shown(folder)}: no file in it has a tensor with a name that is known; looked into {some(strangers, 10)}"
-        )
-    raise CheckpointError(_no_weights(folder, format, weights))
+        raise CheckpointError(self._no_weights(formats))
+
+    def _index(self, container: Container) -> Path | None:
+        indexes = [name for name in self.names if has_suffix(name, container.index_suffixes)]
+        if not indexes:
+            return None
+        name = preferred_index(indexes)
+        if name is None:
+            raise CheckpointError(f"{shown(self.path)}: has several indexes; name one as the path: {some(indexes, 10)}")
+        return self.path / name
+
+    def _no_weights(self, formats: Sequence[Container]) -> str:
+        folder = self.path
+        inside = [
+            entry
+            for entry in sorted(folder.iterdir())
+            if entry.is_dir() and not entry.name.startswith(".") and _holds_weights(entry, formats)
+        ]
+        if (folder / "model_index.json").is_file():
+            models = [entry for entry in inside if entry.name.startswith("transformer")] or [folder / "transformer"]
+            remedy = " or ".join(map(shown, models))
+            return f"{shown(folder)}: is a whole pipeline; give the folder of its transformer: {remedy}"
+        lacks = " and no ".join(" or ".join(container.suffixes) for container in formats)
+        there = f"; there is {some(self.weights)}" if self.weights else ""
+        there += f"; there are some in {', '.join(map(shown, inside))}" if inside else ""
+        return f"{shown(folder)}: has no {lacks}{there}"
 
 
-def _folder(folder: Path, format: str, readers: Sequence[Reader], weights: Sequence[str]) -> Checkpoint:
-    used = {_name(reader) for reader in readers}
-    return Checkpoint(folder, folder, format, readers, [name for name in weights if name not in used], False)
+def _holds_weights(folder: Path, formats: Sequence[Container]) -> bool:
+    suffixes = [suffix for container in formats for suffix in container.suffixes]
+    return any(has_suffix(entry.name, suffixes) for entry in folder.iterdir())
 
 
-def _open_indexed(path: Path, index: Path, weights: Sequence[str] = ()) -> Checkpoint:
+def _indexed(path: Path, index: Path, container: Container, weights: Sequence[str] = ()) -> Checkpoint:
     where = read_index(index)
     names = sorted(set(where.values()))
-    readers = _open([index.parent / name for name in names], "safetensors")
+    files = _open([index.parent / name for name in names], _always(container))
     listed: dict[str, set[str]] = {name: set() for name in names}
     for key, name in where.items():
         listed[name].add(key)
     problems = []
-    for reader in readers:
-        name = _name(reader)
-        beside = [key for key in reader.tensors if key not in listed[name]]
-        absent = sorted(listed[name] - set(reader.tensors))
+    for file in files:
+        name = _name(file)
+        beside = [key for key in file.tensors if key not in listed[name]]
+        absent = sorted(listed[name] - set(file.tensors))
         if beside:
-            problems.append(f"{shown(reader.path)}: {some(beside)} not in the index {shown(index.name)}")
+            problems.append(f"{shown(file.source.name)}: {some(beside)} not in the index {shown(index.name)}")
         if absent:
             problems.append(f"{shown(index)}: says that {shown(name)} has {some(absent)}, which it does not have")
     if problems:
-        _close(readers)
+        _close(files)
         raise CheckpointError(*problems)
     skipped = [name for name in weights if name not in listed]
-    return _checked(Checkpoint(path, index.parent, "safetensors", readers, skipped, True))
+    return _checked(Checkpoint(path, index.parent, container.name, files, skipped, True))
 
 
-def _open(paths: Iterable[Path], format: str) -> list[Reader]:
+def _always(container: Container) -> Callable[[ByteSource], Container]:
+    return lambda source: container
+
+
+def _open(paths: Iterable[Path], container_for: Callable[[ByteSource], Container]) -> list[TensorFile]:
     """All of them, or a CheckpointError with what is wrong with each and none left open."""
-    readers: list[Reader] = []
+    files: list[TensorFile] = []
     problems: list[str] = []
     for path in paths:
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for a writer
-                raise CheckpointError(f"{shown(path)}: is not a file")
-            readers.append(_reader(str(path), format))
-        except OSError as error:
-            problems.append(f"{shown(path)}: cannot be opened: {error.strerror}")
+            files.append(TensorFile(LocalFile(path), container_for))
         except CheckpointError as error:
             problems += error.problems
     if problems:
-        _close(readers)
+        _close(files)
         raise CheckpointError(*problems)
-    return readers
-
-
-def _reader(path: str, format: str) -> Reader:
-    if format == "safetensors":
-        return SafetensorsReader(path)
-    from ..containers.torch_zip import TorchReader
-
-    return TorchReader(path)
+    return files
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
@@ -264,30 +285,10 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def _no_weights(folder: Path, format: str | None, weights: Sequence[str]) -> str:
-    inside = [
-        entry
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".") and any(entry.glob("*.safetensors"))
-    ]
-    if (folder / "model_index.json").is_file():
-        models = [entry for entry in inside if entry.name.startswith("transformer")] or [folder / "transformer"]
-        remedy = " or ".join(map(shown, models))
-        return f"{shown(folder)}: is a whole pipeline; give the folder of its transformer: {remedy}"
-    lacks = " and no ".join(" or ".join(FORMATS[name]) for name in ([format] if format else FORMATS))
-    there = f"; there is {some(weights)}" if weights else ""
-    there += f"; there are some in {', '.join(map(shown, inside))}" if inside else ""
-    return f"{shown(folder)}: has no {lacks}{there}"
+def _name(file: TensorFile) -> str:
+    return Path(file.source.name).name
 
 
-def _name(reader: Reader) -> str:
-    return Path(reader.path).name
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _close(readers: Iterable[Reader]) -> None:
-    for reader in readers:
-        reader.close()
+def _close(files: Iterable[TensorFile]) -> None:
+    for file in files:
+        file.close()

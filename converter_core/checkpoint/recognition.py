@@ -8,20 +8,26 @@ from collections.abc import Sequence
 from ..api.contexts import SourceTensors
 from ..api.models import ModelAdapter
 from ..plugins.attribution import call_each, owned_by_any
+from ..plugins.registry import Registry
 from .files import Checkpoint, NothingKnown, open_checkpoint
 
 
 def open_source(
-    path: str | os.PathLike[str], adapters: Sequence[ModelAdapter], skipped: list[str], *, format: str | None = None
+    path: str | os.PathLike[str],
+    adapters: Sequence[ModelAdapter],
+    skipped: list[str],
+    *,
+    format: str | None = None,
+    registry: Registry | None = None,
 ) -> Checkpoint:
     """What an adapter knows of a folder, a file or an index, as ``open_checkpoint``. skipped: gets plugins' faults."""
     main = [adapter for adapter in adapters if not adapter.auxiliary]
     try:
-        return open_checkpoint(path, format=format, owns_key=owned_by_any(main or adapters, skipped))
+        return open_checkpoint(path, format=format, registry=registry, owns_key=owned_by_any(main or adapters, skipped))
     except NothingKnown:
         if not main or len(main) == len(adapters):
             raise
-        return open_checkpoint(path, format=format, owns_key=owned_by_any(adapters, skipped))
+        return open_checkpoint(path, format=format, registry=registry, owns_key=owned_by_any(adapters, skipped))
 
 
 def recognisers(

@@ -12,15 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..api.containers import Container
 from ..api.formats import UNQUANTIZED
+from ..api.targets import INDEX_STEM as STEM
 from ..api.tensors import raw, torch_dtype
 from ..api.values import FLOATING, FileLayout, OutputTensor, PlannedWeight, SyntheticCheckpoint, TensorSpec, WeightInfo
-from ..containers.safetensors import SAFETENSORS
+from ..plugins.registry import load_plugins
 
-STEM = "diffusion_pytorch_model"
-"""What Hugging Face repositories of diffusion transformers call their weight files."""
-
-_METADATA = {"format": "pt"}
 _TOKENIZER = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "padding_side": "right"}
 
 
@@ -32,12 +30,14 @@ def write_synthetic(
     shards: int = 3,
     seed: int = 0,
     rename: Callable[[str], str] | None = None,
+    container: Container | None = None,
 ) -> list[Path]:
     """A checkpoint as it is downloaded: shards that cut blocks anywhere, index, config.json, a tokenizer's file.
 
     Values depend on ``seed`` and on a tensor's name in the sample alone, not on shards or ``rename``. Matrices are
     gaussian with rows of different scale and a few outliers, 1-D weights (norms) near 1, the rest small.
-    dtype: of every floating tensor. shards: 1 writes a single file without an index. Returns the weight files.
+    dtype: of every floating tensor. shards: 1 writes a single file without an index. container: None: the installed
+    default. Returns the weight files.
     """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def write_synthetic(
         names[key] = name
         specs[key] = TensorSpec(dtype, spec.shape) if spec.dtype in FLOATING else spec
     paths = []
-    for path, placed in _shards(root, specs, shards):
+    for path, placed in _shards(root, specs, shards, container or _default()):
         paths.append(path)
         with open(path, "wb") as file:
             file.write(placed.header)
@@ -71,7 +71,7 @@ def write_headers_only(folder: str | Path, tensors: Mapping[str, TensorSpec], sh
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     paths = []
-    for path, placed in _shards(root, tensors, shards):
+    for path, placed in _shards(root, tensors, shards, _default()):
         paths.append(path)
         with open(path, "wb") as file:
             file.write(placed.header)
@@ -79,7 +79,14 @@ def write_headers_only(folder: str | Path, tensors: Mapping[str, TensorSpec], sh
     return paths
 
 
-def _shards(root: Path, specs: Mapping[str, TensorSpec], shards: int) -> list[tuple[Path, FileLayout]]:
+def _default() -> Container:
+    containers = load_plugins().containers
+    return containers[containers.default()]()
+
+
+def _shards(
+    root: Path, specs: Mapping[str, TensorSpec], shards: int, container: Container
+) -> list[tuple[Path, FileLayout]]:
     """Cut by the number of tensors, regardless of what belongs together; the index is written here."""
     keys = list(specs)
     count = max(1, min(shards, len(keys)))
@@ -88,13 +95,14 @@ def _shards(root: Path, specs: Mapping[str, TensorSpec], shards: int) -> list[tu
     weight_map: dict[str, str] = {}
     for number, (begin, end) in enumerate(pairwise(cuts), 1):
         name = f"{STEM}-{number:05d}-of-{count:05d}" if count > 1 else STEM
-        path = root / f"{name}{SAFETENSORS.suffix}"
-        files.append((path, SAFETENSORS.place([_planned(key, specs[key]) for key in keys[begin:end]], _METADATA)))
+        path = root / f"{name}{container.suffixes[0]}"
+        planned = [_planned(key, specs[key]) for key in keys[begin:end]]
+        files.append((path, container.place(planned, container.metadata)))
         weight_map |= dict.fromkeys(keys[begin:end], path.name)
-    if count > 1:
+    if count > 1 and container.index_suffixes:
         total = sum(spec.nbytes for spec in specs.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(root / f"{STEM}{SAFETENSORS.suffix}.index.json", index)
+        _write_json(root / f"{STEM}{container.index_suffixes[0]}", index)
     return files
 
 

@@ -23,13 +23,14 @@ class Asked:
     """What ``load_recipe`` is given. source: a YAML file, or an empty recipe that ``overrides`` fill.
 
     labels: dotted key -> the flag that it comes from. layout_flag: the flag that chooses a layout; which one is
-    known when the plugins are.
+    known when the plugins are. suffix: what --output-ext says.
     """
 
     source: str | Mapping[str, Any]
     overrides: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     layout_flag: str = ""
+    suffix: str | None = None
 
     def load(self, registry: Registry) -> Recipe:
         """The recipe, validated. RecipeError."""
@@ -39,7 +40,10 @@ class Asked:
         if self.layout_flag and "target.layout" not in overrides:
             overrides = {**overrides, "target.layout": layout_for(self.layout_flag, registry)}
             labels = {**labels, "target.layout": self.layout_flag}
-        return load_recipe(self.source, overrides, registry, labels=labels)
+        recipe = load_recipe(self.source, overrides, registry, labels=labels)
+        if self.suffix is not None:
+            _check_suffix(self.suffix, recipe, registry)
+        return recipe
 
     def paths(self) -> tuple[str, str]:
         """Source and output as they are written, without validation; empty where they cannot be told."""
@@ -87,7 +91,6 @@ def _asked(flags: Flags, file: str | None) -> Asked:
     given.add("--source", flags.source, "source.path")
     given.add("--output", flags.output, "output.path")
     given.add("--output-name", flags.output_name, "output.name")
-    _check_suffix(flags.output_ext)
     given.add("--model-type", flags.model_type, "source.type")
     if file is None:
         _check_scheme(flags)
@@ -104,7 +107,7 @@ def _asked(flags: Flags, file: str | None) -> Asked:
     missing = [flag for key, flag in _NEEDED.items() if key not in given.values]
     if file is None and missing:
         raise Misused(f"give a recipe (--config recipe.yaml, or its name alone), or {' and '.join(missing)}")
-    return Asked(file if file is not None else {}, given.values, given.labels, layout_flag)
+    return Asked(file if file is not None else {}, given.values, given.labels, layout_flag, flags.output_ext)
 
 
 class _Overrides:
@@ -167,15 +170,24 @@ def layout_for(flag: str, registry: Registry) -> str:
     raise PluginError(f"{flag}: no layout plugin that can be used answers to this flag; see model-converter plugins")
 
 
-def _check_suffix(suffix: str | None) -> None:
-    if suffix is None or suffix.lstrip(".") == "safetensors":
-        return
-    if suffix.lstrip(".") in ("pth", "pt"):
-        raise Misused(
-            f"--output-ext {suffix}: only .safetensors is written; a {suffix} file is a pickle, which can run code "
-            "when it is opened and can neither be streamed nor mapped"
-        )
-    raise Misused(f"--output-ext {suffix}: only .safetensors is written")
+def _check_suffix(asked: str, recipe: Recipe, registry: Registry) -> None:
+    """What is written follows from the target; RecipeError for another suffix."""
+    from ..api.containers import Container
+    from ..errors import RecipeError
+    from ..planning.file_layout import container_of
+    from ..planning.outputs import target_of
+
+    for one in recipe.exports:
+        target = target_of(one, registry)
+        written = container_of(target, registry).suffixes[0]
+        if asked.lstrip(".") != written.lstrip("."):
+            read_only = [
+                cls.name
+                for cls in registry.containers.values()
+                if f".{asked.lstrip('.')}" in cls.suffixes and cls.place is Container.place
+            ]
+            why = f"; {read_only[0]} files are only read" if read_only else ""
+            raise RecipeError(f"--output-ext {asked}: target {target.name} writes {written} files{why}")
 
 
 def _value(document: Any, section: str, key: str) -> str:

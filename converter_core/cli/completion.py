@@ -13,11 +13,13 @@ _PACKAGES: Mapping[str, str] = {
     "target": "targets",
     "layout": "layouts",
     "device": "devices",
+    "container": "containers",
 }
 """Kind -> the name of a package of such plugins. Where a module's path holds none, its kind cannot be told."""
 
 _BY_KEY: Mapping[str, str] = {
     "source.type": "model",
+    "source.format": "container",
     "quantization.method": "quantizer",
     "target.precision": "quantizer",
     "target.format": "target",

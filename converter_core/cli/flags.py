@@ -57,7 +57,7 @@ class Flags:
         _flag("--output-name", "-o_n", metavar="NAME", help="What the files are called; default {model}_{method}."),
     ] = None
     output_ext: Annotated[
-        str | None, _flag("--output-ext", "-o_e", metavar="EXT", help=".safetensors, the only one.")
+        str | None, _flag("--output-ext", "-o_e", metavar="EXT", help="The suffix of the target's files, the only one.")
     ] = None
     model_type: Annotated[
         str | None,

@@ -51,7 +51,7 @@ source:
   # A folder (with or without an index) or a file of weights; fp32, bf16 or fp16.
   path: {_scalar(source)}
 {_key("type", model, "the model; without it, recognised by the tensors")}
-  # format: safetensors        # or pytorch; without it, recognised by the files
+{_key("# format", registry.containers.default(), f"the container; one of {', '.join(sorted(registry.containers))}")}
 
 quantization:
   method: {cls.name}

@@ -6,20 +6,25 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..api.json_text import load_json_object
+from ..api.targets import INDEX_STEM
 from ..errors import CheckpointError, shown
-from .safetensors import MAX_HEADER, load_json_object
 
-INDEX_SUFFIX = ".safetensors.index.json"
-INDEX_NAME = "diffusion_pytorch_model" + INDEX_SUFFIX
-"""What diffusers calls it; taken where there are several."""
+LARGEST_INDEX = 100_000_000
+"""Bytes."""
+
+
+def preferred_index(names: Sequence[str]) -> str | None:
+    """Of several indexes the one that diffusers would take; None: there is none of that name."""
+    return next((name for name in names if name.startswith(f"{INDEX_STEM}.")), names[0] if len(names) == 1 else None)
 
 
 def read_index(path: Path) -> Mapping[str, str]:
     """Key -> name of its file, from an index in the Hugging Face form; every name is one of a file beside the index."""
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_HEADER:
-            raise CheckpointError(f"{shown(path)}: is not a file of at most {MAX_HEADER} bytes; this is no index")
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_INDEX:
+            raise CheckpointError(f"{shown(path)}: is not a file of at most {LARGEST_INDEX} bytes; this is no index")
         text = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{shown(path)}: cannot be read: {error.strerror}") from None

@@ -52,14 +52,15 @@ def _content(plan: Plan, output: OutputPlan, crc32: Mapping[str, int], side: Map
         "versions": dict(output.distributions),
         "model": {"adapter": plan.adapter.name, "variant": plan.model.variant},
         "target": output.target.name,
+        "container": output.container.name,
         "layout": output.layout.name,
         "source": {
-            "files": {file.name: [file.size, file.mtime_ns, file.header_hash] for file in plan.checkpoint.files},
+            "files": {file.name: [file.size, file.version, file.header_hash] for file in plan.checkpoint.files},
             "tensors": len(plan.checkpoint.tensors),
         },
         "files": {
             **{
-                name: {"size": placed.size, "header_crc32": crc(placed.header)}
+                name: {"size": placed.size, "header_size": len(placed.header), "header_crc32": crc(placed.header)}
                 for name, placed in output.file_layouts.items()
             },
             **{name: {"size": sizes[name], "crc32": f"{sums:08x}"} for name, sums in side.items()},
@@ -87,4 +88,4 @@ def _content(plan: Plan, output: OutputPlan, crc32: Mapping[str, int], side: Map
 
 
 def _listed(spec: TensorSpec) -> dict[str, Any]:
-    return {"dtype": spec.dtype, "shape": list(spec.shape)}
+    return {"dtype": spec.dtype, "shape": list(spec.shape), **({"block": list(spec.block)} if spec.block else {})}

@@ -84,9 +84,8 @@ def _pieces(several: Sequence[BoundTensor], start: int, stop: int, rows: int) ->
         first, last = (max(start, top) - top, min(stop, top + height) - top) if cut else (0, height)
         top += height
         if last > first:
-            row = bound.spec.nbytes // height
             offset = bound.ref.rows[0] if bound.ref.rows else 0
-            pieces.append((bound, (offset + first) * row, (last - first) * row))
+            pieces.append((bound, bound.spec.rows(offset + first).nbytes, bound.spec.rows(last - first).nbytes))
     return pieces
 
 

@@ -14,7 +14,7 @@ import torch
 from ..api.contexts import WeightContext
 from ..api.devices import DeviceStream
 from ..api.models import ModelAdapter
-from ..api.tensors import dtype_name, raw, torch_dtype
+from ..api.tensors import dtype_name, dtype_of, raw
 from ..api.values import OutputTensor
 from ..errors import ConversionError
 from ..planning.encoding import BIAS
@@ -86,10 +86,11 @@ class _Rows:
                 self._check(sources, start)
                 self._checked = stop
             weight = self.worker.adapter.assemble(self._context, sources)
-            if self.job.spec.shape and weight.shape != (stop - start, *self.job.spec.shape[1:]):
+            expected = self.job.spec.rows(stop - start).in_memory.shape
+            if self.job.spec.shape and weight.shape != expected:
                 raise ConversionError(
                     f"{self.job.info.name}: assemble of {self.worker.adapter.name} gives {list(weight.shape)} for rows "
-                    f"{start} to {stop - 1}; it must give {[stop - start, *self.job.spec.shape[1:]]}"
+                    f"{start} to {stop - 1}; it must give {list(expected)}"
                 )
             self._last = (start, stop, weight)
         return self._last[2]
@@ -196,7 +197,7 @@ class _Making:
         if output.row_block_nbytes:
             expected = min(self.cut.slab // block * output.row_block_nbytes, expected - at)
         data = raw(tensor)
-        if tensor.dtype != torch_dtype(output.spec.dtype) or len(data) != expected:
+        if tensor.dtype != dtype_of(output.spec) or len(data) != expected:
             raise ConversionError(
                 f"{output.key}: expected {expected} bytes of {output.spec}, got {dtype_name(tensor.dtype)} "
                 f"{list(tensor.shape)} for rows {start}-{stop - 1}; {export.quantizer.name} or "

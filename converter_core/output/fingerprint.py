@@ -30,11 +30,11 @@ def digest(value: Any) -> str:
 
 def fingerprint(
     recipe: Mapping[str, Any],
-    sources: Iterable[tuple[str, int, int, str]],
+    sources: Iterable[tuple[str, int, int | str, str]],
     inputs: Iterable[str],
     distributions: Mapping[str, str],
 ) -> Fingerprint:
-    """recipe: as_dict(). sources: (name, size, mtime in ns, header hash). inputs: files that options name.
+    """recipe: as_dict(). sources: (name, size, version, header hash). inputs: files that options name.
 
     Where source, inputs and output lie, and how their paths were typed, is no part of it.
     """
@@ -45,9 +45,9 @@ def fingerprint(
             asked.get(section, {}).pop(key, None)
     made_of = {
         **{f"recipe: {section}": values for section, values in asked.items()},
-        **{f"source file {name}": [size, mtime, header] for name, size, mtime, header in sources},
+        **{f"source file {name}": [size, version, header] for name, size, version, header in sources},
         **{f"file {Path(path).name}": content for path, content in files.items()},
-        **{f"version of {name}": version for name, version in distributions.items()},
+        **{f"version of {name}": number for name, number in distributions.items()},
     }
     return Fingerprint(digest(made_of), made_of)
 

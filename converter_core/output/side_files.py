@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from ..trusted import CONFIG as CONFIG_BYTES
 from ..trusted import is_inside, read_file
 from .manifest import SUFFIX as MANIFEST_SUFFIX
 
-WEIGHTS = frozenset(
-    {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack"}
+OTHER_WEIGHTS = frozenset(
+    {".bin", ".ckpt", ".onnx", ".onnx_data", ".h5", ".msgpack"}
     | {".npz", ".npy", ".tflite", ".pb", ".pdparams", ".engine", ".mlmodel"}
 )
 CONFIG = "config.json"
@@ -30,9 +30,12 @@ class SideFiles:
     written: dict[str, bytes]
 
 
-def side_files(root: Path, adapter: ModelAdapter, tensors: SourceTensors, key_format: str) -> SideFiles:
+def side_files(
+    root: Path, adapter: ModelAdapter, tensors: SourceTensors, key_format: str, suffixes: Collection[str]
+) -> SideFiles:
     """Every regular file of a folder but weights, indexes, manifests and what is hidden. Raises CheckpointError.
 
+    suffixes: of weights, beside those that nothing here reads.
     A link is copied as the file it leads to if that lies in the folder or in the same cached repository's ``blobs``.
     """
     allowed = [root.resolve()]
@@ -40,7 +43,7 @@ def side_files(root: Path, adapter: ModelAdapter, tensors: SourceTensors, key_fo
         allowed.append(root.resolve().parent.parent / "blobs")
     copies: dict[str, Path] = {}
     problems = []
-    for path in _walk(root):
+    for path in _walk(root, (*suffixes, *OTHER_WEIGHTS)):
         name = path.relative_to(root).as_posix()
         if path.is_symlink():
             real = path.resolve()
@@ -78,11 +81,11 @@ def side_files(root: Path, adapter: ModelAdapter, tensors: SourceTensors, key_fo
     return SideFiles(copies, written)
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, weights: tuple[str, ...]) -> Iterator[Path]:
     for entry in sorted(root.iterdir()):
         if entry.name.startswith("."):
             continue
         if entry.is_dir() and not entry.is_symlink():
-            yield from _walk(entry)
-        elif not entry.name.endswith((".index.json", MANIFEST_SUFFIX)) and entry.suffix.lower() not in WEIGHTS:
+            yield from _walk(entry, weights)
+        elif not entry.name.lower().endswith((".index.json", MANIFEST_SUFFIX, *weights)):
             yield entry

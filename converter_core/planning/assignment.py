@@ -131,7 +131,8 @@ def assign(
         if reason := rule.problem(examples):
             problems.append(f"{recipe.where(f'quantization.rules[{number}]')}: {reason}")
     if main is not None and not by_default and not any(rule.decided for rule in rules):
-        problems.append(f"{recipe.where('quantization.method')}: {section.method} has nothing to quantize here")
+        remedy = "" if adapter.modules else f"; {adapter.name} names no modules: choose with quantization.rules"
+        problems.append(f"{recipe.where('quantization.method')}: {section.method} has nothing to quantize here{remedy}")
     uses = [RuleUse(rule.match, rule.method, rule.decided) for rule in rules]
     uses.append(RuleUse(DEFAULT_MATCH, section.method, by_default))
     return Assignments(tuple(found), tuple(uses), tuple(problems))

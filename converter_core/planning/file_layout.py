@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -13,9 +13,9 @@ from ..api.hookspecs import DISTRIBUTION
 from ..api.layouts import LayoutWriter
 from ..api.targets import Target
 from ..api.values import PlannedWeight, TensorSpec
-from ..containers.safetensors import SAFETENSORS
-from ..errors import PluginError
+from ..errors import PluginError, shown
 from ..output.fingerprint import listing_hash
+from ..plugins.registry import Registry
 from ..recipe.load import Rule
 from . import provenance
 
@@ -33,14 +33,13 @@ def spread(
         lost, more = Counter(asked) - Counter(found), Counter(found) - Counter(asked)
         what = f"loses {next(iter(lost))}" if lost else f"has {next(iter(more))} too often"
         raise PluginError(f"layout {layout.name}: {what}; every weight belongs into exactly one file")
+    suffix = container.suffixes[0]
     for stem in files:
-        if not container.suffix.startswith("."):
-            raise PluginError(f"the suffix of a container must begin with a dot, not {container.suffix!r}")
-        if stem.endswith(container.suffix):
+        if stem.endswith(suffix):
             raise PluginError(f"layout {layout.name}: {stem!r} has the suffix already; files are named without it")
         if not stem or "/" in stem or "\0" in stem or stem.startswith("."):
             raise PluginError(f"layout {layout.name}: {stem!r} is no file name")
-    return {stem + container.suffix: group for stem, group in files.items()}
+    return {stem + suffix: group for stem, group in files.items()}
 
 
 def header_metadata(
@@ -48,19 +47,37 @@ def header_metadata(
 ) -> dict[str, str]:
     """A function of the source's tensors and of what shapes the output: no path, time, device or worker count."""
     return {
-        "format": "pt",
         DISTRIBUTION: version(DISTRIBUTION),
         provenance.KEY: provenance.dump(used, input_files),
         "source_sha256": listing_hash(tensors),
     }
 
 
-def container_of(target: Target) -> Container:
-    return target.container or SAFETENSORS
+def container_of(target: Target, registry: Registry) -> Container:
+    return registry.containers[target.container or registry.containers.default()]()
 
 
-def index_name(container: Container) -> str:
-    return f"diffusion_pytorch_model{container.suffix}.index.json"
+def unstorable(container: Container, weights: Sequence[PlannedWeight]) -> Iterator[str]:
+    """Why tensors cannot be stored in a container: one line for each dtype that it does not know."""
+    found: dict[tuple[str, tuple[int, int] | None], list[str]] = {}
+    for weight in weights:
+        for output in weight.outputs:
+            spec = output.spec
+            known = spec.dtype in container.dtypes if spec.block is None else container.blocks.get(spec.dtype)
+            if known not in (True, spec.block):
+                found.setdefault((spec.dtype, spec.block), []).append(output.key)
+    for (dtype, block), keys in found.items():
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        blocks = f" (blocks of {block[0]} elements in {block[1]} bytes)" if block else ""
+        yield (
+            f"container {container.name} cannot hold {dtype}{blocks}: {shown(keys[0])}{more}; choose another "
+            "target.dtype, method or target"
+        )
+
+
+def index_name(container: Container, target: Target) -> str:
+    """Empty where files of that format have no index."""
+    return f"{target.index_stem}{container.index_suffixes[0]}" if container.index_suffixes else ""
 
 
 def index(weights: Sequence[PlannedWeight], weight_map: Mapping[str, str], more: Mapping[str, Any]) -> bytes:

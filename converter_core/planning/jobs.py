@@ -239,7 +239,8 @@ def joined_spec(several: Sequence[BoundTensor]) -> SourceSpec:
     """Of tensors joined along the rows."""
     first = several[0]
     if len(several) == 1:
-        return SourceSpec(first.spec, first.ref.by_rows)
+        packed_row = first.spec.block is not None and len(first.spec.shape) < 2
+        return SourceSpec(first.spec, first.ref.by_rows and not packed_row)
     if any(not bound.ref.by_rows or bound.spec.rows(0) != first.spec.rows(0) for bound in several):
         names = ", ".join(bound.ref.key for bound in several)
         raise PluginError(f"{names} cannot be joined along the rows: they differ in dtype or columns")

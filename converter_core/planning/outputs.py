@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..api.containers import Container
 from ..api.contexts import ModelFacts, SourceTensors
 from ..api.formats import UNQUANTIZED
 from ..api.hookspecs import DISTRIBUTION
@@ -17,7 +18,8 @@ from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.tensors import spec_of
-from ..api.values import FLOATING, Extras, OutputTensor, Parts, PlannedWeight, TensorSpec, WeightInfo
+from ..api.values import FLOATING, Extras, FileLayout, OutputTensor, Parts, PlannedWeight, TensorSpec, WeightInfo
+from ..checkpoint.files import weight_suffixes
 from ..errors import CheckpointError, PlanError, PluginError, Refused
 from ..output import fingerprint, side_files
 from ..output import state as output_folder
@@ -61,6 +63,7 @@ class Draft:
     number: int
     recipe: Recipe
     target: Target
+    container: Container
     layout: LayoutWriter
     name: str
     assignments: Assignments
@@ -91,7 +94,9 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     else:
         found = assign(recipe, registry, source.adapter, source.infos, target.key_format, passthrough, main)
     name = recipe.output.name or target.file_name or source.adapter.output_name(section.method)
-    made = Draft(number, recipe, target, _layout(recipe, registry), name, found, problems=list(found.problems))
+    container = file_layout.container_of(target, registry)
+    layout = _layout(recipe, registry)
+    made = Draft(number, recipe, target, container, layout, name, found, problems=list(found.problems))
     if target.file_name and name != target.file_name:
         made.problems.append(
             f"{recipe.where('output.name')}: target {target.name} looks for {target.file_name} and not for {name}; "
@@ -128,12 +133,15 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     if problems:
         raise PluginError(*(f"target {target.name}: {problem}" for problem in problems))
 
-    container = file_layout.container_of(target)
+    container = made.container
+    problems += file_layout.unstorable(container, weights)
+    if problems:
+        raise PlanError(*problems)
     files = file_layout.spread(made.layout, container, made.name, weights)
     quantizers = {assignment.quantizer for assignment in made.assignments.all}
     inputs = _input_files(quantizers, recipe.source.calibration)
-    metadata = {**_metadata(made, source, inputs), **extras.metadata}
-    layouts = {file: container.place(group, metadata) for file, group in files.items()}
+    metadata = {**container.metadata, **_metadata(made, source, inputs), **extras.metadata}
+    layouts = _placed(made, files, metadata)
     weight_map = {tensor.key: file for file, group in files.items() for weight in group for tensor in weight.outputs}
     side, copies = _side(made, source, extras, weights, weight_map, problems)
     distributions = _distributions(made, source, quantizers)
@@ -146,6 +154,7 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
         recipe=recipe,
         name=made.name,
         target=target,
+        container=container,
         layout=made.layout,
         weights=weights,
         constants=constants,
@@ -230,16 +239,27 @@ def _metadata(made: Draft, source: SourcePlan, inputs: Sequence[str]) -> dict[st
     return file_layout.header_metadata(told, inputs, source.stores.base.tensors)
 
 
-def _source_files(source: SourcePlan, copies: Mapping[str, Path]) -> list[tuple[str, int, int, str]]:
+def _source_files(source: SourcePlan, copies: Mapping[str, Path]) -> list[tuple[str, int, int | str, str]]:
     """(name, size, mtime, header hash) of every file that the output is made of."""
     files = [*source.stores.base.files]
     for path in source.adapter.stores().values():
         files += source.stores.file(path).files
-    found = [(file.name, file.size, file.mtime_ns, file.header_hash) for file in files]
+    found: list[tuple[str, int, int | str, str]] = [
+        (file.name, file.size, file.version, file.header_hash) for file in files
+    ]
     for name, copied in copies.items():
         stat = copied.stat()
         found.append((name, stat.st_size, stat.st_mtime_ns, ""))
     return found
+
+
+def _placed(
+    made: Draft, files: Mapping[str, Sequence[PlannedWeight]], metadata: Mapping[str, Any]
+) -> dict[str, FileLayout]:
+    try:
+        return {file: made.container.place(group, metadata) for file, group in files.items()}
+    except Refused as refusal:
+        raise PlanError(*(f"target {made.target.name}: {problem}" for problem in refusal.problems)) from None
 
 
 def _side(
@@ -257,7 +277,13 @@ def _side(
     if made.recipe.output.copy_metadata:
         if checkpoint.path.is_dir():
             try:
-                found = side_files.side_files(checkpoint.root, source.adapter, source.tensors, target.config_format)
+                found = side_files.side_files(
+                    checkpoint.root,
+                    source.adapter,
+                    source.tensors,
+                    target.config_format,
+                    weight_suffixes(source.registry.containers),
+                )
             except CheckpointError as error:
                 problems += error.problems
             else:
@@ -272,10 +298,9 @@ def _side(
     if config is not None:
         side[side_files.CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     own: dict[str, bytes] = {}
-    if made.layout.indexed:
-        own[file_layout.index_name(file_layout.container_of(target))] = file_layout.index(
-            weights, weight_map, extras.index
-        )
+    index_name = file_layout.index_name(made.container, target)
+    if made.layout.indexed and index_name:
+        own[index_name] = file_layout.index(weights, weight_map, extras.index)
     for name, content in extras.side_files.items():
         if not isinstance(content, bytes):
             raise PluginError(f"target {target.name}: side file {name} must be bytes, not {type(content).__name__}")
@@ -300,6 +325,7 @@ def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantiz
         registry.models.origins[source.adapter.name],
         registry.targets.origins[made.target.name],
         registry.layouts.origins[made.layout.name],
+        registry.containers.origins[made.container.name],
         *(registry.quantizers.origins[q.name] for q in quantizers if q.name in registry.quantizers.origins),
     ]
     found = {origin.distribution: origin.version for origin in origins if origin.distribution}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..api.containers import Container
 from ..api.contexts import ModelFacts
 from ..api.layouts import LayoutWriter
 from ..api.models import ModelAdapter
@@ -67,6 +68,7 @@ class OutputPlan:
     recipe: Recipe
     name: str
     target: Target
+    container: Container
     layout: LayoutWriter
     weights: tuple[PlannedWeight, ...]
     constants: Parts

@@ -52,8 +52,8 @@ def make_plan(
         raise PlanError(f"{asked.where('performance.device')}: {found.absence}")
     adapters = _adapters(asked, registry)
     skipped: list[str] = []
-    checkpoint = open_source(Path(asked.source.path), adapters, skipped, format=asked.source.format)
-    stores = Stores(checkpoint, open_checkpoint, asked.source.calibration)
+    checkpoint = open_source(Path(asked.source.path), adapters, skipped, format=asked.source.format, registry=registry)
+    stores = Stores(checkpoint, partial(open_checkpoint, registry=registry), asked.source.calibration)
     try:
         with attribution.attribute_errors(registry):
             return _plan(asked, registry, found, stores, adapters, skipped)
@@ -65,7 +65,7 @@ def make_plan(
 def _adapters(recipe: Recipe, registry: Registry) -> list[ModelAdapter]:
     if recipe.source.type:
         return [make_plugin(registry.models[recipe.source.type], recipe.source.options)]
-    return [registry.models[name]() for name in registry.models]
+    return [cls() for cls in registry.models.values() if not cls.by_name]
 
 
 def _plan(

@@ -40,11 +40,11 @@ def dump(schemes: Sequence[Rule], input_files: Collection[str]) -> str:
     )
 
 
-def load(metadata: Mapping[str, str]) -> tuple[Rule, ...]:
+def load(metadata: Mapping[str, Any]) -> tuple[Rule, ...]:
     """Empty where there are none, and where a stranger's metadata of the same name says something else."""
     try:
         listed = json.loads(metadata.get(KEY, "[]"))
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         return ()
     problems: list[Problem] = []
     schemes = tuple(read(Rule, entry, "", problems) for entry in listed) if isinstance(listed, list) else ()

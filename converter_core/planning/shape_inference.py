@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
-from ..api.tensors import dtype_name, in_words, same, spec_of, torch_dtype
+from ..api.tensors import dtype_name, dtype_of, in_words, same, spec_of
 from ..api.values import FLOATING, TensorSpec
 from ..errors import PluginError, Refused
 from ..plugins.attribution import describe
@@ -249,7 +249,7 @@ class _DryRun:
         """The parts of two row blocks together, and of each by itself."""
         ones = {
             name: torch.ones(
-                (one.spec.rows(2 * fine) if one.by_rows else one.spec).shape, dtype=torch_dtype(one.spec.dtype)
+                (one.spec.rows(2 * fine) if one.by_rows else one.spec).in_memory.shape, dtype=dtype_of(one.spec)
             )
             for name, one in self.inputs.items()
         }
@@ -304,10 +304,10 @@ class _DryRun:
             raise PluginError(f"target {self.target.name}: {describe(error)}") from error
 
     def _spec(self, tensor: Tensor) -> TensorSpec:
-        """A tensor's spec; one that is handled as the bytes of a rarer dtype (E8M0, U16) keeps that name."""
+        """A tensor's spec; one that is handled as the bytes of a rarer dtype (E8M0, U16, packed) keeps that name."""
         for one in self.sources.values():
-            if torch_dtype(one.spec.dtype) == tensor.dtype:
-                return TensorSpec(one.spec.dtype, tuple(tensor.shape))
+            if dtype_of(one.spec) == tensor.dtype:
+                return one.spec.from_memory(tuple(tensor.shape))
         return TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
 
 
@@ -335,9 +335,9 @@ def _type_of(value: object) -> str:
 
 def _zeros(spec: TensorSpec) -> Tensor:
     device = "cpu" if spec.numel <= LARGEST_ZEROS else "meta"
-    return torch.zeros(spec.shape, dtype=torch_dtype(spec.dtype), device=device)
+    return torch.zeros(spec.in_memory.shape, dtype=dtype_of(spec), device=device)
 
 
 def _noise(specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {role: torch.randn(one.shape, generator=generator).to(torch_dtype(one.dtype)) for role, one in specs.items()}
+    return {role: torch.randn(one.shape, generator=generator).to(dtype_of(one)) for role, one in specs.items()}

@@ -12,7 +12,7 @@ from ..api.contexts import SourceTensors, WeightContext
 from ..api.formats import QuantFormat
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
-from ..api.tensors import torch_dtype
+from ..api.tensors import dtype_of
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..plugins.attribution import call_each
 from ..plugins.registry import Registry
@@ -109,7 +109,7 @@ def _shape(
     if not stored.format.packing and codes.dtype != "U8":
         return codes.shape
     parts = {
-        role: torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device="meta") for role, spec in specs.items()
+        role: torch.empty(spec.in_memory.shape, dtype=dtype_of(spec), device="meta") for role, spec in specs.items()
     }
     context = WeightContext(WeightInfo(name, {}), name, None, stored.format)
     for quantizer in readers(registry, stored):

@@ -111,10 +111,10 @@ def layouts(output: OutputPlan) -> Iterator[str]:
         yield f"target {output.target.name}: its container places {', '.join(_some(wrong))} not at all or twice"
         return
     for name, layout in output.file_layouts.items():
-        yield from (f"{shown(name)}: {problem}" for problem in _spans(layout, specs))
+        yield from (f"{shown(name)}: {problem}" for problem in spans(layout, specs))
 
 
-def _spans(layout: FileLayout, specs: Mapping[str, TensorSpec]) -> Iterator[str]:
+def spans(layout: FileLayout, specs: Mapping[str, TensorSpec]) -> Iterator[str]:
     if not isinstance(layout.header, bytes):
         yield f"its header is {type(layout.header).__name__}, not bytes"
         return

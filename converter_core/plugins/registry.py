@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import pluggy
 
 from ..api import hookspecs
+from ..api.containers import Container
 from ..api.devices import DeviceBackend
 from ..api.hookspecs import PROJECT
 from ..api.layouts import LayoutWriter
@@ -108,10 +109,11 @@ class Registry:
     targets: Catalogue[Target]
     layouts: Catalogue[LayoutWriter]
     devices: Catalogue[DeviceBackend]
+    containers: Catalogue[Container]
     broken: tuple[Broken, ...] = ()
 
     def catalogues(self) -> tuple[Catalogue[Any], ...]:
-        return (self.models, self.quantizers, self.targets, self.layouts, self.devices)
+        return (self.models, self.quantizers, self.targets, self.layouts, self.devices, self.containers)
 
 
 def load_plugins(*, extra: Iterable[object] = (), blocked: Iterable[str] | None = None) -> Registry:
@@ -219,6 +221,7 @@ class _Found:
             targets=catalogue("target"),
             layouts=catalogue("layout"),
             devices=catalogue("device"),
+            containers=catalogue("container"),
             broken=tuple(self.broken),
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
+from ..api.containers import Container
 from ..api.devices import DeviceBackend
 from ..api.layouts import LayoutWriter
 from ..api.models import ModelAdapter
@@ -19,6 +20,7 @@ KINDS: Mapping[str, tuple[str, type]] = {
     "target": ("converter_targets", Target),
     "layout": ("converter_layouts", LayoutWriter),
     "device": ("converter_devices", DeviceBackend),
+    "container": ("converter_containers", Container),
 }
 """Kind -> its hook, and the class that what it returns must derive from."""
 
@@ -40,7 +42,7 @@ def unfit(cls: Any, base: type) -> str:
         return f"{cls.__name__} cannot be called {name!r}; the core has its own meaning for it"
     if inspect.isabstract(cls):
         return f"{cls.__name__} lacks {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}"
-    return _unfit_options(cls, base) or _unfit_arguments(cls)
+    return _unfit_options(cls, base) or _unfit_arguments(cls) or (_unfit_suffixes(cls) if base is Container else "")
 
 
 def _unfit_options(cls: type, base: type) -> str:
@@ -67,6 +69,16 @@ def _unfit_options(cls: type, base: type) -> str:
     annotated = {name for name, kind in annotations.items() if "ClassVar" not in str(kind)}
     if lost := sorted(name for name in annotated - options - {"name", *dir(base)} if not name.startswith("_")):
         return f"{cls.__name__} must be a dataclass with frozen=True; {', '.join(lost)} would be no option"
+    return ""
+
+
+def _unfit_suffixes(cls: Any) -> str:
+    suffixes = getattr(cls, "suffixes", ())
+    if isinstance(suffixes, str) or not suffixes:
+        return f'{cls.__name__} has no suffixes; say how its files are called: suffixes = (".ext",)'
+    for suffix in (*suffixes, *cls.index_suffixes):
+        if not isinstance(suffix, str) or not suffix.startswith(".") or set(suffix) & {"/", "\\", "\0"}:
+            return f"{cls.__name__}: a suffix must begin with a dot and hold no path, not {suffix!r}"
     return ""
 
 

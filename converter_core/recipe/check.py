@@ -63,6 +63,7 @@ class _Check:
     def of_all_outputs(self) -> Iterable[Problem]:
         source = self.recipe.source
         yield from self._named("source.type", self.registry.models, source.type)
+        yield from self._named("source.format", self.registry.containers, source.format)
         yield from self._source_options()
         yield from self._performance()
 

@@ -28,15 +28,15 @@ class Rule:
 class SourceSection:
     """Where the checkpoint is. None: detected.
 
-    path: a directory (with or without an index), one ``.safetensors``, or a ``.pth``/``.pt``.
-    type: the model adapter's name.
+    path: a directory (with or without an index), an index, or one file of weights.
+    type: the model adapter's name. format: the container of the files.
     options: the model adapter's own dataclass fields; they need ``type``.
     calibration: a file of activation statistics, for the schemes whose options ask for it.
     """
 
     path: str = field(metadata={"read": folder})
     type: str | None = None
-    format: Literal["safetensors", "pytorch"] | None = None
+    format: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     calibration: str | None = field(default=None, metadata={"read": folder})
 

@@ -24,6 +24,7 @@ KINDS: Mapping[str, str] = MappingProxyType(
         "layout": "LayoutWriterConformance",
         "model": "ModelConformance",
         "device": "DeviceConformance",
+        "container": "ContainerConformance",
     }
 )
 """Kind of plugin -> the kit that tests it."""

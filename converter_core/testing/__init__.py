@@ -12,6 +12,7 @@ the tests try (shapes, dtypes ...) are attributes of the class, to be overridden
 
 from __future__ import annotations
 
+from .containers import ContainerConformance
 from .devices import DeviceConformance
 from .layouts import LayoutWriterConformance
 from .models import ModelConformance
@@ -19,6 +20,7 @@ from .quantizers import QuantizerConformance
 from .targets import TargetConformance
 
 __all__ = [
+    "ContainerConformance",
     "DeviceConformance",
     "LayoutWriterConformance",
     "ModelConformance",

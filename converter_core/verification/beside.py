@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from ..containers.find import has_suffix
 from ..errors import printable, shown
 from ..output import journal
 from ..output.manifest import SUFFIX
@@ -14,8 +15,8 @@ from .expected import files_listed
 from .files import Output
 
 
-def look_beside(output: Output, manifest: Path | None, suffix: str) -> None:
-    """suffix: of the weight files that a runtime would find in the folder."""
+def look_beside(output: Output, manifest: Path | None, suffixes: Collection[str]) -> None:
+    """suffixes: of the weight files that a runtime would find in the folder."""
     own = staging_name(manifest.name.removesuffix(SUFFIX)) if manifest else None
     others = []
     for name in _unfinished(output.folder):
@@ -28,7 +29,7 @@ def look_beside(output: Output, manifest: Path | None, suffix: str) -> None:
     if others:
         output.notes.append(f"{shown(output.folder)} also holds an unfinished conversion: {_some(others)}")
     if manifest is not None:
-        output.notes += _strays(output.folder, suffix)
+        output.notes += _strays(output.folder, suffixes)
 
 
 def _unfinished(folder: Path) -> list[str]:
@@ -36,10 +37,12 @@ def _unfinished(folder: Path) -> list[str]:
     return [name for name in found if os.path.lexists(folder / name / journal.NAME)]
 
 
-def _strays(folder: Path, suffix: str) -> Iterator[str]:
+def _strays(folder: Path, suffixes: Collection[str]) -> Iterator[str]:
     """Weight files that a runtime which is given the whole folder may load too."""
     owned = {file for manifest in folder.glob("*" + SUFFIX) for file in files_listed(manifest) or ()}
-    strays = sorted(path.name for path in folder.glob("*" + suffix) if path.name not in owned)
+    strays = sorted(
+        path.name for path in folder.iterdir() if has_suffix(path.name, suffixes) and path.name not in owned
+    )
     if strays:
         yield (
             f"{shown(folder)} also holds {_some(strays)}, which no manifest lists; a runtime that is given the folder "

@@ -15,7 +15,7 @@ from ..api.contexts import SourceTensors, WeightContext
 from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
-from ..api.tensors import raw, torch_dtype, typed
+from ..api.tensors import dtype_of, raw, typed
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..errors import PluginError, Refused
 from ..planning.encoding import Encoding
@@ -130,7 +130,7 @@ def rows_at_a_time(spec: TensorSpec, tile: int) -> int:
 
 
 def _stand_in(spec: TensorSpec) -> Tensor:
-    return torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device="meta")
+    return torch.empty(spec.in_memory.shape, dtype=dtype_of(spec), device="meta")
 
 
 @dataclass(frozen=True)

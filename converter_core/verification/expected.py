@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..api.formats import UNQUANTIZED, QuantFormat
-from ..api.values import ITEMSIZE, Stored, TensorSpec
+from ..api.values import Stored, TensorSpec
 from ..errors import CheckpointError, VerificationError, shown
 from ..output.manifest import SUFFIX, is_manifest, load_manifest
 from ..trusted import MANIFEST, is_inside, read_file
@@ -39,6 +39,7 @@ class Expected:
     """
 
     target: str
+    container: str
     adapter: str
     variant: str
     recipe: Mapping[str, Any]
@@ -111,6 +112,7 @@ def _expected(name: str, content: Mapping[str, Any]) -> Expected:
     found = (*_missing_entries(name, files, tensors, weights), *_contradictions(name, files, tensors, weights))
     return Expected(
         target=_text(content, "target"),
+        container=_text(content, "container"),
         adapter=_text(model, "adapter"),
         variant=_text(model, "variant"),
         recipe=_section(content, "recipe"),
@@ -170,9 +172,15 @@ def _weight(formats: Mapping[str, Any], name: str, entry: Any) -> tuple[Stored, 
 
 def _spec(entry: Mapping[str, Any]) -> TensorSpec:
     shape = entry["shape"]
-    if entry["dtype"] not in ITEMSIZE or not all(type(length) is int and length >= 0 for length in shape):
+    if not isinstance(entry["dtype"], str) or not all(type(length) is int and length >= 0 for length in shape):
         raise ValueError(entry)
-    return TensorSpec(entry["dtype"], tuple(shape))
+    block = entry.get("block")
+    if block is not None and not (len(block) == 2 and all(type(size) is int and size > 0 for size in block)):
+        raise ValueError(entry)
+    spec = TensorSpec(entry["dtype"], tuple(shape), None if block is None else (block[0], block[1]))
+    if spec.nbytes < 0:  # ValueError for what has no size
+        raise ValueError(entry)
+    return spec
 
 
 def _missing_entries(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
@@ -10,84 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-import torch
-from torch import Tensor
-
 from ..api.containers import Container
-from ..api.tensors import raw, typed
 from ..api.values import TensorSpec
-from ..errors import CheckpointError, ConverterError, shown
-from ..plugins.attribution import describe
+from ..containers.tensor_file import TensorFile
+from ..storage.local import LocalFile
 from .result import Problem
 
 BLOCK = 4 << 20
 """Bytes that are read at a time."""
 
 
-class OutputFile:
-    """A file of weights held open. tensors: key -> spec and where it starts. header: every byte before the data."""
+class OutputFile(TensorFile):
+    """A file of weights of an output. CheckpointError, whatever is wrong with it or with the container."""
 
     def __init__(self, folder: Path, name: str, container: Container) -> None:
-        """CheckpointError, whatever is wrong with the file or with the container that reads it."""
         self.name = name
-        path = folder / name
-        try:
-            self.tensors, self.metadata = container.read(str(path))
-            self._fd = os.open(path, os.O_RDONLY)
-        except ConverterError:
-            raise
-        except OSError as error:
-            raise CheckpointError(f"{shown(path)}: cannot be read ({error.strerror})") from None
-        except Exception as error:  # a third-party container may raise anything
-            raise CheckpointError(
-                f"{shown(path)}: {type(container).__name__} cannot read it ({describe(error)})"
-            ) from None
-        self.size = os.fstat(self._fd).st_size
-        outside = [key for key, (spec, at) in self.tensors.items() if at < 0 or at + spec.nbytes > self.size]
-        if outside:
-            os.close(self._fd)
-            raise CheckpointError(f"{shown(path)}: {outside[0]} lies outside the file's {self.size:,} bytes")
-
-    def header_crc32(self) -> int:
-        return self._crc32(0, min((at for _, at in self.tensors.values()), default=self.size))
-
-    def crc32(self, key: str, start: int = 0, sums: int = 0) -> int:
-        """Of a tensor's bytes; or from ``start`` on, where ``sums`` is that of the bytes before."""
-        spec, at = self.tensors[key]
-        return self._crc32(at + start, spec.nbytes - start, sums)
-
-    def _crc32(self, at: int, nbytes: int, sums: int = 0) -> int:
-        buffer = memoryview(bytearray(min(BLOCK, nbytes)))
-        for start in range(at, at + nbytes, BLOCK):
-            block = buffer[: min(BLOCK, at + nbytes - start)]
-            self._read(start, block)
-            sums = zlib.crc32(block, sums)
-        return sums
-
-    def read(self, key: str, start: int, into: memoryview) -> None:
-        """Fill ``into`` with bytes of a tensor from ``start`` on. Any number of threads at a time."""
-        self._read(self.tensors[key][1] + start, into)
-
-    def _read(self, at: int, into: memoryview) -> None:
-        done = 0
-        while done < len(into):
-            try:
-                count = os.preadv(self._fd, [into[done:]], at + done)
-            except OSError as error:
-                raise CheckpointError(f"{shown(self.name)}: cannot be read ({error.strerror})") from None
-            if not count:
-                raise CheckpointError(f"{shown(self.name)}: ends before byte {at + len(into):,}")
-            done += count
-
-    def tensor(self, key: str) -> Tensor:
-        """All of it."""
-        spec, _ = self.tensors[key]
-        buffer = torch.empty(spec.nbytes, dtype=torch.uint8)
-        self.read(key, 0, raw(buffer))
-        return typed(buffer, spec)
-
-    def close(self) -> None:
-        os.close(self._fd)
+        super().__init__(LocalFile(folder / name), lambda source: container)
+        self.size = self.source.size
 
 
 class Reading:
@@ -117,7 +55,7 @@ class Reading:
 
     def skip(self, key: str) -> None:
         """What has not been read need not be."""
-        nbytes = self._weight_map[key].tensors[key][0].nbytes
+        nbytes = self._weight_map[key].tensors[key].nbytes
         at, sums = self._sums.get(key, (0, 0))
         self._sums[key] = nbytes, sums
         self._advance(nbytes - at)
@@ -143,7 +81,7 @@ class Output:
 
     @property
     def tensors(self) -> dict[str, TensorSpec]:
-        return {key: file.tensors[key][0] for key, file in self.weight_map.items()}
+        return {key: file.tensors[key] for key, file in self.weight_map.items()}
 
     def add(self, file: OutputFile, keys: Collection[str]) -> None:
         """keys: the tensors that are looked for in this file, and not in another that has them too."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..api.contexts import SourceTensors
@@ -90,11 +91,7 @@ class OpenedOutput:
         def scan(target: Target) -> dict[str, Stored]:
             found: dict[str, Stored] = {}
             for file in self.output.files.values():
-                found |= target.detect(
-                    SourceTensors(
-                        {key: spec for key, (spec, _) in file.tensors.items()}, file.metadata, read=file.tensor
-                    )
-                )
+                found |= target.detect(SourceTensors(file.tensors, file.metadata, read=file.tensor))
             if not found and len(self.output.files) > 1:
                 found |= target.detect(SourceTensors(tensors, metadata))
             return found
@@ -120,7 +117,7 @@ class OpenedOutput:
             name = self.expected.adapter
             return self.registry.models[name]() if name in self.registry.models else None
         names = {weight.name: self.output.tensors[weight.key] for weight in self.weights}
-        adapters = [cls() for cls in self.registry.models.values()]
+        adapters = [cls() for cls in self.registry.models.values() if not cls.by_name]
         known = list(call_each(adapters, lambda adapter: sum(map(adapter.owns_key, names)), self.output.notes))
         return max(known, key=lambda answer: answer[1])[0] if known else None
 
@@ -128,7 +125,7 @@ class OpenedOutput:
         if self.adapter is None:
             raise VerificationError(f"{shown(self.output.folder)}: no model adapter knows its weights")
         try:
-            checkpoint = open_checkpoint(against, owns_key=self.adapter.owns_key)
+            checkpoint = open_checkpoint(against, owns_key=self.adapter.owns_key, registry=self.registry)
         except NothingKnown:
             raise VerificationError(f"{shown(against)}: has no tensor that {self.adapter.name} knows") from None
         notes = self.output.notes
@@ -137,7 +134,7 @@ class OpenedOutput:
         if quantized is not None:
             notes.append(f"the source is itself quantized ({quantized}); it is compared bit by bit")
             tensors = transcode.unpacked(tensors, quantized)
-        stores = Stores(checkpoint, open_checkpoint)
+        stores = Stores(checkpoint, partial(open_checkpoint, registry=self.registry))
         tensors = source_tensors(checkpoint, tensors, stores.of(self.adapter))
         stack.callback(stores.close)
         return Source(stores, self.adapter, self.target, tensors, quantized)

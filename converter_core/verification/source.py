@@ -9,7 +9,7 @@ import torch
 from ..api.contexts import SourceTensors, WeightContext
 from ..api.models import ModelAdapter
 from ..api.targets import Target
-from ..api.tensors import raw, torch_dtype
+from ..api.tensors import dtype_of, raw
 from ..api.values import TensorSpec, WeightInfo
 from ..engine.reading import Reader
 from ..planning.encoding import Encoding
@@ -97,7 +97,7 @@ def copied_equals(read: Read, key: str, spec: TensorSpec, source: Source, info: 
         weight = source.rows(info, start, min(start + step, rows), rows)
         (stored,) = target.encode(context, passthrough.quantize(weight)).values()
         expected = stored.contiguous().reshape(-1).view(torch.uint8)
-        if stored.dtype != torch_dtype(spec.dtype) or at + expected.numel() > spec.nbytes:
+        if stored.dtype != dtype_of(spec) or at + expected.numel() > spec.nbytes:
             return False
         buffer = torch.empty_like(expected)
         read(key, at, raw(buffer))

@@ -8,29 +8,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from ..api.containers import Container
 from ..api.values import TensorSpec
-from ..checkpoint.files import open_checkpoint, read_index
-from ..containers.safetensors import SAFETENSORS
+from ..checkpoint.files import open_checkpoint
+from ..containers.index import read_index
 from ..errors import CheckpointError, shown
+from ..plugins.registry import Registry
 from .expected import Expected, reason_of
 from .files import BLOCK, Output, OutputFile
 
 INDEX_SUFFIX = ".index.json"
 
 
-def open_without_manifest(path: Path) -> Output:
+def open_without_manifest(path: Path, registry: Registry) -> Output:
     """Another tool's files, or ours whose manifest is gone. CheckpointError if they cannot be read."""
-    with open_checkpoint(path, format="safetensors") as checkpoint:
+    with open_checkpoint(path, registry=registry) as checkpoint:
         names = [file.name for file in checkpoint.files]
-        folder = checkpoint.root
+        folder, container = checkpoint.root, registry.containers[checkpoint.format]()
     output = Output(folder)
     for name in names:
-        file = OutputFile(folder, name, SAFETENSORS)
+        file = OutputFile(folder, name, container)
         output.add(file, file.tensors)
-        _open_officially(output, name, {key: spec for key, (spec, _) in output.files[name].tensors.items()})
+        _compare_with_reference(output, file, file.tensors)
     return output
 
 
@@ -45,7 +44,7 @@ def open_by_manifest(folder: Path, expected: Expected, container: Container) -> 
         if not _is_there(output, name, entry):
             continue
         if name in specs or "header_crc32" in entry:
-            _open_weights(output, name, entry.get("header_crc32"), specs.get(name, {}), container)
+            _open_weights(output, name, entry, specs.get(name, {}), container)
         else:
             _check_side_file(output, name, entry.get("crc32"), expected)
     return output
@@ -71,37 +70,33 @@ def _is_there(output: Output, name: str, entry: Mapping[str, Any]) -> bool:
 
 
 def _open_weights(
-    output: Output, name: str, header_crc32: object, specs: Mapping[str, TensorSpec], container: Container
+    output: Output, name: str, entry: Mapping[str, Any], specs: Mapping[str, TensorSpec], container: Container
 ) -> None:
     try:
         file = OutputFile(output.folder, name, container)
         output.add(file, specs)
-        header = f"{file.header_crc32():08x}"
+        size = entry.get("header_size")
+        header = f"{file.header_crc32(size if isinstance(size, int) and size >= 0 else None):08x}"
     except CheckpointError as error:
         for problem in error.problems:
             output.problem(name, problem.removeprefix(f"{shown(output.folder / name)}: "))
         return
     output.checksums += 1
-    if header_crc32 is not None and header != header_crc32:
+    if header != entry.get("header_crc32", header):
         output.problem(name, "the header's checksum differs; it was changed after it was written")
-    if container is SAFETENSORS:
-        _open_officially(output, name, specs)
-    else:
-        _compare_specs(output, name, {key: spec for key, (spec, _) in file.tensors.items()}, specs)
+    _compare_with_reference(output, file, specs)
 
 
-def _open_officially(output: Output, name: str, specs: Mapping[str, TensorSpec]) -> None:
-    """As the safetensors library sees it."""
-    found = {}
+def _compare_with_reference(output: Output, file: OutputFile, specs: Mapping[str, TensorSpec]) -> None:
+    """As the format's own library sees the file, where it is at hand."""
+    path = file.source.path
     try:
-        with safe_open(str(output.folder / name), framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                tensor = file.get_slice(key)
-                found[key] = TensorSpec(tensor.get_dtype(), tuple(tensor.get_shape()))
-    except (SafetensorError, OSError, ValueError) as error:
-        output.problem(name, f"the safetensors library does not open it: {error}")
+        found = file.container.reference(path) if path is not None else None
+    except CheckpointError as error:
+        for problem in error.problems:
+            output.problem(file.name, problem.removeprefix(f"{shown(path)}: "))
         return
-    _compare_specs(output, name, found, specs)
+    _compare_specs(output, file.name, file.tensors if found is None else found, specs)
 
 
 def _compare_specs(output: Output, name: str, found: Mapping[str, TensorSpec], specs: Mapping[str, TensorSpec]) -> None:

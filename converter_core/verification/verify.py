@@ -10,11 +10,8 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..api.containers import Container
-from ..containers.safetensors import SAFETENSORS
 from ..engine.worker_pool import Progress
 from ..errors import CheckpointError, shown
-from ..planning.file_layout import container_of
 from ..plugins.attribution import attribute_errors
 from ..plugins.registry import Registry, load_plugins
 from .beside import look_beside
@@ -77,10 +74,11 @@ def verify(
 
 def _open(path: Path, manifest: Path | None, expected: Expected | None, registry: Registry) -> Output:
     if manifest is None or expected is None:
-        container: Container = SAFETENSORS
-        output = open_without_manifest(path)
+        output = open_without_manifest(path, registry)
+        suffixes = {suffix for file in output.files.values() for suffix in file.container.suffixes}
     else:
-        container = container_of(registry.targets[expected.target]())
-        output = open_by_manifest(manifest.parent, expected, container)
-    look_beside(output, manifest, container.suffix)
+        name = expected.container or registry.containers.default()
+        output = open_by_manifest(manifest.parent, expected, registry.containers[name]())
+        suffixes = set(registry.containers[name].suffixes)
+    look_beside(output, manifest, suffixes)
     return output

@@ -11,7 +11,7 @@ import torch
 from converter_core.api.tensors import raw, torch_dtype
 from converter_core.api.values import OutputTensor, PlannedWeight, TensorRef, WeightInfo
 from converter_core.checkpoint.synthetic import write_headers_only
-from converter_core.containers.safetensors import SAFETENSORS
+from converter_plugins.containers.safetensors import Safetensors
 from converter_plugins.models.wan_dit import VARIANTS
 
 POOL = 8 << 20
@@ -27,7 +27,7 @@ def build(folder: Path, blocks: int, dtype: str = "BF16") -> int:
         )
         for key, spec in tensors.items()
     ]
-    placed = SAFETENSORS.place(weights, {"format": "pt"})
+    placed = Safetensors().place(weights, {"format": "pt"})
     generator = torch.Generator().manual_seed(0)
     pool = (torch.randn(POOL, generator=generator) * 0.02).to(torch_dtype(dtype))
     data = raw(pool)

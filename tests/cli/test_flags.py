@@ -153,8 +153,6 @@ def test_set_may_give_what_flags_do_not(asked):
         ("-s a -o b --single_file --save_by_block", ["exclude each other"]),
         ("-s a -o b --single_file -c 100", ["exclude each other"]),
         ("-s a -o b -b --chunk-size 4GiB", ["exclude each other"]),
-        ("-s a -o b --output_ext .pth", [".pth", "pickle", ".safetensors"]),
-        ("-s a -o b --output_ext .gguf", ["only .safetensors"]),
         ("-s a", ["--config", "--output"]),
         ("convert", ["--config", "--source and --output"]),
         ("-s a -o b --set target.layout", ["key=value"]),

@@ -38,7 +38,7 @@ ORDER = [
 ]
 """From the ground up: a package imports itself and what stands before it."""
 
-COMMON_WORDS = {"plain", "cpu"}
+COMMON_WORDS = {"plain", "cpu", "any"}
 """Names of plugins that are also ordinary words, or torch's name for the host."""
 
 

@@ -17,8 +17,10 @@ from safetensors.torch import load, save, save_file
 from converter_core.api.formats import UNQUANTIZED
 from converter_core.api.tensors import dtype_name
 from converter_core.api.values import ITEMSIZE, OutputTensor, PlannedWeight, TensorSpec, WeightInfo
-from converter_core.containers.safetensors import SAFETENSORS, SafetensorsReader, parse_header
+from converter_core.containers.tensor_file import TensorFile
 from converter_core.errors import CheckpointError
+from converter_core.storage.local import LocalFile
+from converter_plugins.containers.safetensors import Safetensors
 
 
 def planned(**specs):
@@ -28,9 +30,27 @@ def planned(**specs):
     ]
 
 
-def parse(blob, path="x.safetensors"):
-    chunks = iter([blob[:8], blob[8 : 8 + int.from_bytes(blob[:8], "little")]])
-    return parse_header(lambda count: next(chunks), len(blob), path)
+SAFETENSORS = Safetensors()
+
+
+class Bytes:
+    """A file in memory."""
+
+    name = "x.safetensors"
+
+    def __init__(self, blob):
+        self.blob, self.size = blob, len(blob)
+
+    def read(self, at, into):
+        into[:] = self.blob[at : at + len(into)]
+
+
+def parse(blob):
+    return SAFETENSORS.read(Bytes(blob))
+
+
+def opened(path):
+    return TensorFile(LocalFile(path), lambda source: SAFETENSORS)
 
 
 def test_the_bytes_of_a_header():
@@ -85,10 +105,11 @@ def test_placing_needs_no_order_of_the_weights():
 def test_what_is_placed_reads_back(shapes, metadata):
     specs = {key: TensorSpec(dtype, tuple(shape)) for key, (dtype, shape) in shapes.items()}
     placed = SAFETENSORS.place(planned(**specs), metadata)
-    tensors, read = parse(placed.header + bytes(placed.size - len(placed.header)))
-    assert {key: spec for key, (spec, _) in tensors.items()} == specs
-    assert {key: offset for key, (_, offset) in tensors.items()} == placed.offsets
-    assert read == metadata
+    found = parse(placed.header + bytes(placed.size - len(placed.header)))
+    assert found.tensors == specs
+    assert found.offsets == placed.offsets
+    assert found.metadata == metadata
+    assert found.header == len(placed.header)
 
 
 def test_the_reader_agrees_with_the_official_library(tmp_path):
@@ -100,7 +121,7 @@ def test_the_reader_agrees_with_the_official_library(tmp_path):
     }
     path = tmp_path / "x.safetensors"
     save_file(tensors, path, {"who": "test"})
-    reader = SafetensorsReader(str(path))
+    reader = opened(path)
     assert reader.metadata == {"who": "test"}
     for key, tensor in tensors.items():
         data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -109,7 +130,7 @@ def test_the_reader_agrees_with_the_official_library(tmp_path):
         assert bytes(into) == data
         assert reader.tensors[key] == TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
     blob = path.read_bytes()
-    assert reader.header_hash == hashlib.sha256(blob[: 8 + int.from_bytes(blob[:8], "little")]).hexdigest()
+    assert reader.header_hash() == hashlib.sha256(blob[: 8 + int.from_bytes(blob[:8], "little")]).hexdigest()
     reader.close()
 
 
@@ -122,7 +143,7 @@ def test_tensors_come_in_the_order_of_their_data(tmp_path):
         }
     ).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"abcd")
-    reader = SafetensorsReader(str(path))
+    reader = opened(path)
     assert list(reader.tensors) == ["first", "last"]
     into = bytearray(1)
     reader.read("first", 2, memoryview(into))
@@ -134,7 +155,7 @@ def test_tensors_come_in_the_order_of_their_data(tmp_path):
 
 def test_a_range_outside_the_tensor_is_a_bug_of_the_caller(tmp_path):
     save_file({"a": torch.ones(4)}, tmp_path / "x.safetensors")
-    reader = SafetensorsReader(str(tmp_path / "x.safetensors"))
+    reader = opened(tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="bytes 8 to 17 of a tensor of 16"):
         reader.read("a", 8, memoryview(bytearray(9)))
     with pytest.raises(ValueError, match="bytes -1 to 0"):
@@ -145,10 +166,10 @@ def test_a_range_outside_the_tensor_is_a_bug_of_the_caller(tmp_path):
 def test_a_file_cut_while_it_is_read(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(4)}, path)
-    reader = SafetensorsReader(str(path))
+    reader = opened(path)
     with open(path, "r+b") as file:
         file.truncate(path.stat().st_size - 5)
-    with pytest.raises(CheckpointError, match=r"x\.safetensors: 'a': the file ends 5 bytes too early"):
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: the file ends 5 bytes too early"):
         reader.read("a", 0, memoryview(bytearray(16)))
     reader.close()
 

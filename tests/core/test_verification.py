@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 import zlib
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,15 +19,16 @@ from safetensors.torch import load_file, save_file
 
 from converter_core.api.quantizers import Quantizer
 from converter_core.checkpoint.synthetic import write_synthetic
-from converter_core.containers.safetensors import SAFETENSORS
 from converter_core.engine.convert import convert
 from converter_core.errors import VerificationError
 from converter_core.inspection import inspect
 from converter_core.output.manifest import dump, load_manifest
 from converter_core.planning.passthrough import Passthrough
 from converter_core.plugins.registry import load_plugins
+from converter_core.storage.local import LocalFile
 from converter_core.verification import decode as read_back
 from converter_core.verification.verify import verify
+from converter_plugins.containers.safetensors import Safetensors
 from converter_plugins.models.wan_dit import WanDit
 
 LINEAR = 36
@@ -144,8 +146,10 @@ def flip(path, at, bit):
 
 
 def tensor_at(path, at):
-    placed, _ = SAFETENSORS.read(str(path))
-    return next((key for key, (spec, begin) in placed.items() if begin <= at < begin + spec.nbytes), "")
+    with closing(LocalFile(path)) as source:
+        found = Safetensors().read(source)
+    spans = ((key, begin, found.tensors[key].nbytes) for key, begin in found.offsets.items())
+    return next((key for key, begin, nbytes in spans if begin <= at < begin + nbytes), "")
 
 
 def test_any_flipped_bit_is_named(chunks, registry):

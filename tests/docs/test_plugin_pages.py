@@ -14,7 +14,14 @@ import pytest
 from converter_core.plugins.registry import KINDS, load_plugins
 
 ROOT = Path(__file__).parents[2]
-PAGES = {"models": "mlp", "quantizers": "nearest", "targets": "bare", "layouts": "halves", "devices": "here"}
+PAGES = {
+    "models": "mlp",
+    "quantizers": "nearest",
+    "targets": "bare",
+    "layouts": "halves",
+    "devices": "here",
+    "containers": "crate",
+}
 EXAMPLE = ROOT / "examples/third_party_quantizer"
 
 

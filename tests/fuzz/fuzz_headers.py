@@ -22,25 +22,36 @@ with atheris.instrument_imports(include=["converter_core", "json", "yaml"]):
     import yaml  # noqa: F401 (instrumented)
 
     from converter_core.containers.index import read_index
-    from converter_core.containers.safetensors import parse_header
     from converter_core.errors import ConverterError
     from converter_core.plugins.registry import load_plugins
     from converter_core.recipe.load import load_recipe
+    from converter_plugins.containers.safetensors import Safetensors
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz_headers."))
 REGISTRY = load_plugins()
 
 
+class Bytes:
+    """A file in memory."""
+
+    name = "fuzzed.safetensors"
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.size = data, len(data)
+
+    def read(self, at: int, into: memoryview) -> None:
+        into[:] = self.data[at : at + len(into)]
+
+
 def header(data: bytes) -> None:
     """Data as a file: what is accepted fits into it without holes, and can be written anew."""
     end = 8 + int.from_bytes(data[:8], "little")
-    chunks = iter([data[:8], data[8:end]])
-    tensors, metadata = parse_header(lambda count: next(chunks), len(data), "fuzzed.safetensors")
-    assert sum(spec.nbytes for spec, _ in tensors.values()) == len(data) - end
-    for key, (spec, offset) in tensors.items():
+    found = Safetensors().read(Bytes(data))
+    assert sum(spec.nbytes for spec in found.tensors.values()) == len(data) - end
+    for key, spec in found.tensors.items():
         key.encode()
-        assert end <= offset <= offset + spec.nbytes <= len(data)
-    assert all(isinstance(text, str) for pair in metadata.items() for text in pair)
+        assert end <= found.offsets[key] <= found.offsets[key] + spec.nbytes <= len(data)
+    assert all(isinstance(text, str) for pair in found.metadata.items() for text in pair)
 
 
 def header_text(data: bytes) -> None:

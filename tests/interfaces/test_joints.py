@@ -14,6 +14,7 @@ from torch import Tensor
 
 import converter_core
 from converter_core import (
+    Container,
     ConverterError,
     Extras,
     FileLayout,
@@ -25,7 +26,7 @@ from converter_core import (
     Target,
     WeightContext,
 )
-from converter_core.containers.safetensors import SafetensorsContainer
+from converter_plugins.containers.safetensors import Safetensors
 
 from .conftest import Tiny, tensors
 
@@ -62,15 +63,19 @@ class OneKey(Plain):
         return "x"
 
 
-def placing(change: Any) -> type[Target]:
-    class Container(SafetensorsContainer):
-        def place(self, weights: Sequence[PlannedWeight], metadata: Mapping[str, Any]) -> FileLayout:
+class Wrong(Plain):
+    container = "wrong"
+
+
+def placing(change: Any) -> type[Container]:
+    class Places(Safetensors):
+        name = "wrong"
+        default = False
+
+        def place(self, weights: Sequence[PlannedWeight], metadata: Mapping[str, Any], /) -> FileLayout:
             return change(super().place(weights, metadata))
 
-    class Lies(Plain):
-        container = Container()
-
-    return Lies
+    return Places
 
 
 def overlapping(layout: FileLayout) -> FileLayout:
@@ -90,12 +95,10 @@ def forgetful(layout: FileLayout) -> FileLayout:
     return FileLayout(layout.header, dict(list(layout.offsets.items())[1:]), layout.size)
 
 
-class NoDot(SafetensorsContainer):
-    suffix = "gguf"
-
-
-class Suffixed(Plain):
-    container = NoDot()
+class NoDot(Safetensors):
+    name = "wrong"
+    default = False
+    suffixes = ("gguf",)
 
 
 @pytest.mark.parametrize(
@@ -110,16 +113,27 @@ class Suffixed(Plain):
         (side({".tiny.partial/journal.jsonl": b"x"}), "is reserved for unfinished files"),
         (ExtraUnderAWeight, "layers.0.up.weight and layers.0.up.weight would both be written under it"),
         (OneKey, "would both be written under it"),
-        (placing(overlapping), r"starts at byte \d+, inside"),
-        (placing(in_the_header), "inside the header, which ends at"),
-        (placing(too_short), "beyond the file's"),
-        (placing(forgetful), "its container places .* not at all or twice"),
-        (Suffixed, "the suffix of a container must begin with a dot, not 'gguf'"),
     ],
 )
 def test_a_target_that_lies(load: Any, recipe: Any, tmp_path: Path, target: type[Target], words: str) -> None:
     with pytest.raises(ConverterError, match=words):
         converter_core.convert(recipe("int8", "mine"), registry=load(targets=[target]))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("container", "words"),
+    [
+        (placing(overlapping), r"starts at byte \d+, inside"),
+        (placing(in_the_header), "inside the header, which ends at"),
+        (placing(too_short), "beyond the file's"),
+        (placing(forgetful), "its container places .* not at all or twice"),
+        (NoDot, "a suffix must begin with a dot and hold no path, not 'gguf'"),
+    ],
+)
+def test_a_container_that_lies(load: Any, recipe: Any, tmp_path: Path, container: type, words: str) -> None:
+    with pytest.raises(ConverterError, match=words):
+        converter_core.convert(recipe("int8", "mine"), registry=load(targets=[Wrong], containers=[container]))
     assert not (tmp_path / "out").exists()
 
 

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
 from converter_core.testing import (
+    ContainerConformance,
     DeviceConformance,
     LayoutWriterConformance,
     ModelConformance,
     QuantizerConformance,
     TargetConformance,
 )
+from converter_core.testing.containers import tensor_of
+from converter_plugins.containers.safetensors import Safetensors
+from converter_plugins.containers.torch_zip import TorchZip
 from converter_plugins.devices.cpu import Cpu
 from converter_plugins.devices.cuda import Cuda
 from converter_plugins.devices.hygon_dcu import HygonDcu
 from converter_plugins.layouts.by_block import ByBlock
 from converter_plugins.layouts.chunked import Chunked
 from converter_plugins.layouts.single_file import SingleFile
+from converter_plugins.models.flux2_dit import Flux2Dit
+from converter_plugins.models.hunyuan_dit import HunyuanDit
+from converter_plugins.models.ltx2_dit import Ltx2Dit
+from converter_plugins.models.qwen_image_dit import QwenImageDit
 from converter_plugins.models.wan_clip import WanClip
 from converter_plugins.models.wan_dit import WanDit
 from converter_plugins.models.wan_t5 import WanT5
+from converter_plugins.models.z_image_dit import ZImageDit
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.gguf_blocks import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from converter_plugins.quantizers.gguf_k import Q2_K, Q4_K, Q6_K
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
@@ -66,6 +81,21 @@ class TestQ5_0(QuantizerConformance):
 
 class TestQ4_1(QuantizerConformance):
     quantizer = Q4_1()
+
+
+class TestQ6_K(QuantizerConformance):
+    quantizer = Q6_K()
+    shapes = ((7, 256), (1, 512), (130, 256))
+
+
+class TestQ4_K(QuantizerConformance):
+    quantizer = Q4_K()
+    shapes = ((7, 256), (1, 512), (130, 256))
+
+
+class TestQ2_K(QuantizerConformance):
+    quantizer = Q2_K()
+    shapes = ((7, 256), (1, 512))
 
 
 class TestLightX2V(TargetConformance):
@@ -118,6 +148,35 @@ class TestWanDit(ModelConformance):
     other_modules = ("audio_injector", "face_adapter")
 
 
+class TestSafetensors(ContainerConformance):
+    container = Safetensors()
+
+
+class TestSafetensorsOfItsOwnLibrary(ContainerConformance):
+    container = Safetensors()
+
+    def write(self, path: Path, tensors) -> None:
+        made = {key: tensor_of(spec, data) for key, (spec, data) in tensors.items()}
+        safetensors.torch.save_file(made, path, dict(self.metadata))
+
+    def specs(self):
+        return {key: spec for key, spec in super().specs().items() if key not in HANDLED_AS_OTHERS}
+
+
+class TestTorchZip(ContainerConformance):
+    container = TorchZip()
+
+    def write(self, path: Path, tensors) -> None:
+        torch.save({key: tensor_of(spec, data) for key, (spec, data) in tensors.items()}, path)
+
+    def specs(self):
+        return {key: spec for key, spec in super().specs().items() if key not in HANDLED_AS_OTHERS}
+
+
+HANDLED_AS_OTHERS = {"t.F8_E8M0", "t.U16", "t.U32", "t.U64"}
+"""Torch tensors of these dtypes are those of others here."""
+
+
 class TestWanT5(ModelConformance):
     model = WanT5()
     key_formats = ("original", "transformers")
@@ -125,6 +184,30 @@ class TestWanT5(ModelConformance):
 
 class TestWanClip(ModelConformance):
     model = WanClip()
+
+
+class TestQwenImageDit(ModelConformance):
+    model = QwenImageDit()
+    key_formats = ("original", "diffusers")
+
+
+class TestZImageDit(ModelConformance):
+    model = ZImageDit()
+    key_formats = ("original", "diffusers")
+
+
+class TestHunyuanDit(ModelConformance):
+    model = HunyuanDit()  # its fused projections have no name in diffusers
+
+
+class TestFlux2Dit(ModelConformance):
+    model = Flux2Dit()
+    key_formats = ("original", "diffusers")
+
+
+class TestLtx2Dit(ModelConformance):
+    model = Ltx2Dit()
+    key_formats = ("original", "diffusers")
 
 
 class TestCpu(DeviceConformance):

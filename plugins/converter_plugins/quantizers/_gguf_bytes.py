@@ -17,6 +17,11 @@ def to_half(values: Tensor) -> Tensor:
     return values.clamp(-HALF_MAX, HALF_MAX).half().view(torch.uint8)
 
 
+def rounded_to_half(values: Tensor) -> Tensor:
+    """float32 -> the nearest values of fp16, saturated, as float32."""
+    return values.clamp(-HALF_MAX, HALF_MAX).half().float()
+
+
 def from_half(packed: Tensor) -> Tensor:
     """uint8 [B, 2 n] -> float32 [B, n]."""
     return packed.contiguous().view(torch.float16).float()

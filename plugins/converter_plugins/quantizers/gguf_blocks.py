@@ -59,7 +59,7 @@ class Block(Quantizer):
 
     def quantize(self, weight: Tensor, /) -> Parts:
         weight = admit(weight, WIDTH)
-        if _gguf_loops.suit(weight):
+        if _gguf_loops.suit(self.name, weight):
             return {"weight": _gguf_loops.quantize(self.name, weight, WIDTH, self.nbytes)}
 
         def packed(rows: Tensor) -> Tensor:

@@ -156,11 +156,11 @@ class LightX2V(Target):
         if component != _lightx2v_config.DIT:
             yield from _lightx2v_config.encoder_problems(component, weights)
         for weight in weights:
-            if weight.info.kind == "linear" and weight.info.block:
+            if weight.info.kind == "linear":
                 used.setdefault(weight.format.name, []).append(weight.name)
             elif weight.format != UNQUANTIZED:
                 yield f"LightX2V reads {weight.name} unquantized only, not as {weight.format}"
-        if len(used) < 2:
+        if len(used) < 2 or model.facts.get("generic"):
             return
         skipped = used.pop(UNQUANTIZED.name, [])
         schemes = " and ".join(f"{format} to {_examples(names)}" for format, names in sorted(used.items()))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import json
 import mmap
-import os
 import pickle
 import warnings
 import zipfile
@@ -17,10 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api.tensors import spec_of
-from ..api.values import TensorSpec
-from ..errors import CheckpointError, shown
-from .safetensors import check_range
+from converter_core.api import (
+    ByteSource,
+    CheckpointError,
+    Container,
+    FileContents,
+    hookimpl,
+    shown,
+    spec_of,
+)
 
 WRAPPERS = ("state_dict", "model", "module")
 """Under which names training code wraps the tensors."""
@@ -29,40 +31,43 @@ MAX_DEPTH = 4
 """Wrappers in wrappers that are opened: a pickle can hold a mapping that contains itself."""
 
 
-class TorchReader:
-    """One file held open for reading by position.
+class TorchZip(Container):
+    """Files of ``torch.save``; read, never written."""
 
-    header_hash: SHA-256 of the sorted keys, dtypes and shapes. stat: of the file before it was opened.
-    """
+    name = "pytorch"
+    suffixes = (".pth", ".pt")
+    magic = b"PK\x03\x04"
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.stat: os.stat_result = Path(path).stat()
+    def read(self, source: ByteSource, /) -> FileContents:
+        path = source.path
+        if path is None:
+            raise CheckpointError(
+                f"{shown(source.name)}: a file of torch.save can only be read from a disk of this machine; download it"
+            )
         _check_archive(path)
-        self._tensors = _tensors(_unwrap(_load(path), path), path)
-        self.tensors: Mapping[str, TensorSpec] = {key: spec_of(tensor) for key, tensor in self._tensors.items()}
-        self.metadata: Mapping[str, str] = {}
-        listing = sorted((key, spec.dtype, spec.shape) for key, spec in self.tensors.items())
-        self.header_hash = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        tensors = _tensors(_unwrap(_load(path), path), path)
+        return FileContents({key: spec_of(tensor) for key, tensor in tensors.items()}, reader=_Mapped(tensors))
+
+
+class _Mapped:
+    """Tensors that are mapped into memory."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
 
     def read(self, key: str, start: int, into: memoryview) -> None:
-        """Fill ``into`` with the tensor's bytes from ``start`` on, as if it were contiguous. Any number of threads."""
-        spec, tensor = self.tensors[key], self._tensors[key]
-        check_range(spec, start, len(into))
+        tensor = self._tensors[key]
         if not len(into):
             return
         stop = start + len(into)
         if not tensor.is_contiguous():
-            row = spec.nbytes // spec.shape[0]
+            row = tensor.numel() * tensor.element_size() // tensor.shape[0]
             first, last = start // row, -(-stop // row)
             tensor = tensor[first:last].contiguous()
             start, stop = start - first * row, stop - first * row
         source = tensor.reshape(-1).view(torch.uint8)[start:stop]
         torch.frombuffer(into, dtype=torch.uint8).copy_(source)
         _forget(source)
-
-    def will_need(self, key: str, start: int, nbytes: int) -> None:
-        """Nothing: where in the file a tensor lies is torch's secret."""
 
     def close(self) -> None:
         self._tensors = {}
@@ -157,7 +162,7 @@ def _unfit(key: Any, value: Any) -> str:
         spec_of(value)
         key.encode()
     except KeyError:
-        return f"has dtype {value.dtype}, which no safetensors file can hold"
+        return f"has dtype {value.dtype}, which is not known here"
     except UnicodeEncodeError:
         return "is not Unicode text"
     return ""
@@ -175,3 +180,8 @@ def _forget(source: Tensor) -> None:
 
 
 _madvise = getattr(ctypes.CDLL(None), "madvise", None)
+
+
+@hookimpl
+def converter_containers() -> list[type[Container]]:
+    return [TorchZip]

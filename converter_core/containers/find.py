@@ -1,0 +1,39 @@
+"""Which container a file is of: by the name that was given, by its suffix, by how it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..api.containers import ByteSource, Container
+from ..errors import CheckpointError, shown
+from ..plugins.registry import Catalogue
+
+HEAD = 64
+"""Bytes of a file that containers are shown."""
+
+
+def ordered(containers: Catalogue[Container]) -> list[type[Container]]:
+    """The default first, then by name."""
+    return [containers[name] for name in sorted(containers, key=lambda name: (not containers[name].default, name))]
+
+
+def has_suffix(name: str, suffixes: Iterable[str]) -> bool:
+    return name.lower().endswith(tuple(suffixes))
+
+
+def container_of_file(source: ByteSource, containers: Catalogue[Container]) -> Container:
+    """By the suffix; of several with that suffix, or of none, the one whose mark the file bears. CheckpointError."""
+    known = ordered(containers)
+    named = [cls for cls in known if has_suffix(source.name, cls.suffixes)]
+    if len(named) == 1:
+        return named[0]()
+    head = bytearray(min(HEAD, source.size))
+    source.read(0, memoryview(head))
+    marked = [cls for cls in named or known if cls.recognises(bytes(head))]
+    if marked or named:
+        return (marked or named)[0]()
+    suffixes = " nor ".join(suffix for cls in known for suffix in cls.suffixes)
+    raise CheckpointError(
+        f"{shown(source.name)}: neither {suffixes}, nor does it begin like one; if it is one of them, say so by "
+        "source.format"
+    )

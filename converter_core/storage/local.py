@@ -1,0 +1,63 @@
+"""Files on a disk of this machine, read at any place."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from ..errors import CheckpointError, shown
+
+
+class LocalFile:
+    """One file held open. CheckpointError if it cannot be opened, or is no file.
+
+    version: when it was last changed, in ns.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        self.path: str | None = self.name
+        try:
+            if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would wait for a writer
+                raise CheckpointError(f"{shown(self.name)}: is not a file")
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (held until close)
+        except OSError as error:
+            raise CheckpointError(f"{shown(self.name)}: cannot be opened: {error.strerror}") from None
+        self._stat = os.fstat(self._file.fileno())
+        self.size = self._stat.st_size
+        self.version: int | str = self._stat.st_mtime_ns
+
+    def read(self, at: int, into: memoryview) -> None:
+        done = 0
+        while done < len(into):  # Linux reads at most 2 GiB at a time
+            try:
+                count = os.preadv(self._file.fileno(), [into[done:]], at + done)
+            except OSError as error:
+                raise CheckpointError(f"{shown(self.name)}: cannot be read ({error.strerror})") from None
+            if not count:
+                raise CheckpointError(
+                    f"{shown(self.name)}: the file ends {len(into) - done} bytes too early; it was cut short while it "
+                    "was read"
+                )
+            done += count
+
+    def will_need(self, at: int, nbytes: int) -> None:
+        if nbytes and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), at, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def check_unchanged(self) -> None:
+        """CheckpointError if the name stands for another file now, or for one that was written to."""
+        try:
+            now = Path(self.name).stat()
+        except OSError as error:
+            raise CheckpointError(f"{shown(self.name)}: was removed while it was read ({error.strerror})") from None
+        if _identity(now) != _identity(self._stat):
+            raise CheckpointError(f"{shown(self.name)}: was replaced while it was read; run again with the new file")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
