@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .contexts import SourceTensors, WeightContext
 from .formats import QuantFormat
-from .values import TensorRef
+from .values import TensorRef, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +87,26 @@ class Quantizer(ABC):
         Raises ``Refused`` where one is missing. Called while planning, from headers.
         """
         return {}
+
+    def prepare(self, inputs: Parts, /) -> Parts:
+        """What ``quantize`` gets in the place of these inputs, made once for all weights that have the same ones.
+
+        inputs: those of ``inputs`` that are read from stores as a whole. Dry runs leave out what it returns, so
+        ``quantize`` gives the same roles, shapes and dtypes without.
+        """
+        return inputs
+
+    def prepared_bytes(self, inputs: Mapping[str, TensorSpec], /) -> int:
+        """The most that ``prepare`` and what it returns take beside these inputs; counted in the memory budget."""
+        return 0
+
+    @property
+    def same_everywhere(self) -> bool:
+        """Whether the bytes are the same on every device and with every version of torch.
+
+        Where they are not, both are part of the fingerprint and stand in the manifest.
+        """
+        return True
 
     def input_files(self) -> Sequence[str]:
         """Paths of files that the plugin reads itself; their content is part of the fingerprint."""

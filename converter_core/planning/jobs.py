@@ -180,7 +180,8 @@ class JobBuilder:
                 (inputs[BIAS],) = (
                     one for source in bias.sources.values() for one in bind(self.stores, source, self.adapter)
                 )
-            schema = self.inference.run(quantizer, encoding, specs, {name: _spec(one) for name, one in inputs.items()})
+            given = {name: _spec(one) for name, one in inputs.items() if not _is_prepared(quantizer, one)}
+            schema = self.inference.run(quantizer, encoding, specs, given)
         except Refused as refusal:
             advice = f" (chosen by {rule}); add {{rules}} with method none, or choose another method"
             self._refused.setdefault((quantizer.name, str(refusal), advice), []).append(name)
@@ -256,6 +257,11 @@ def merged(several: Iterable[Sequence[Job]]) -> tuple[Job, ...]:
             one = found.get(case)
             found[case] = job if one is None else replace(one, exports=(*one.exports, *job.exports))
     return tuple(found.values())
+
+
+def _is_prepared(quantizer: Quantizer, given: BoundTensor | Tensor) -> bool:
+    whole = isinstance(given, BoundTensor) and not given.ref.by_rows
+    return whole and type(quantizer).prepare is not Quantizer.prepare
 
 
 def _spec(given: BoundTensor | Tensor) -> SourceSpec:

@@ -43,7 +43,7 @@ class SourcePlan:
     """What all outputs of a plan share: the source, as its model adapter sees it.
 
     tensors: with quantized weights in their own shapes. infos: every weight. quantized: weights that are quantized
-    already, if there are any.
+    already, if there are any. device: the name of the one it is computed on.
     """
 
     registry: Registry
@@ -54,6 +54,7 @@ class SourcePlan:
     infos: Sequence[WeightInfo]
     quantized: Quantized | None
     inference: ShapeInference
+    device: str
 
 
 @dataclass
@@ -319,7 +320,11 @@ def _config(target: Target, source: SourcePlan, weights: Sequence[PlannedWeight]
 
 
 def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantizer]) -> dict[str, str]:
-    """Of the plugins this output uses, and of the core: a new version may write other bytes."""
+    """Of the plugins this output uses, and of the core: a new version may write other bytes.
+
+    And of torch, with the device, where those decide some of them.
+    """
+    quantizers = list(quantizers)
     registry = source.registry
     origins = [
         registry.models.origins[source.adapter.name],
@@ -329,4 +334,6 @@ def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantiz
         *(registry.quantizers.origins[q.name] for q in quantizers if q.name in registry.quantizers.origins),
     ]
     found = {origin.distribution: origin.version for origin in origins if origin.distribution}
+    if not all(one.same_everywhere for one in quantizers):
+        found["torch"] = f"{version('torch')} on {source.device}"
     return dict(sorted({**found, DISTRIBUTION: version(DISTRIBUTION)}.items()))

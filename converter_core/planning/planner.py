@@ -93,7 +93,9 @@ def _plan(
         problems += unread_scales(tensors, stores.base.path)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
-    source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, ShapeInference(adapter))
+    source = SourcePlan(
+        registry, adapter, model, stores, tensors, infos, quantized, ShapeInference(adapter), found.name
+    )
     for one in recipes:
         files = (Path(file.path) for file in stores.base.files)
         problems += output_folder.check_apart(Path(one.output.path), stores.base.path, files)

@@ -158,3 +158,45 @@ def test_layers_without_a_bias_are_told(load: Any, recipe: Any, source: Path, tm
     with converter_core.make_plan(asked(recipe, "int8", file, bias_correction=True), load()) as plan:
         assert "1 weights have no bias that could take up their error, e.g. layers.1.up.weight" in " ".join(plan.notes)
         converter_core.convert(plan)
+
+
+def test_gptq_prepares_each_input_once(
+    load: Any, recipe: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = torch.randn(128, DIM, generator=torch.Generator().manual_seed(1)).bfloat16()
+    tokens[:, 1::2] = tokens[:, ::2] * 2 + 0.1 * tokens[:, 1::2]
+    given = {"layers.0.up.tokens": tokens, "layers.0.up.mean": tokens.float().mean(0)}
+    file = save(tmp_path / "c.safetensors", "layers.0.up", inputs={"layers.1.up": "layers.0.up"}, **given)
+    registry = load()
+    cls = registry.quantizers["int8"]
+    calls: list[set[str]] = []
+    prepare = cls.prepare
+
+    def spy(self: Any, inputs: Any) -> Any:
+        calls.append(set(inputs))
+        return prepare(self, inputs)
+
+    monkeypatch.setattr(cls, "prepare", spy)
+    before, error = load_file(source / "model.safetensors"), {}
+    for rounding in ("nearest", "gptq"):
+        one = asked(recipe, "int8", file, rounding=rounding, bias_correction=True)
+        one["output"] = {"path": str(tmp_path / rounding), "name": "x"}
+        one["performance"]["max_memory"] = "1MiB"
+        with converter_core.make_plan(one, registry) as plan:
+            assert ("torch" in plan.outputs[0].distributions) == (rounding == "gptq")
+            converter_core.convert(plan)
+        written = load_file(tmp_path / rounding / "x.safetensors")
+        report = converter_core.verify(tmp_path / rounding, source, registry=registry)
+        assert report.ok, report.problems
+        for layer in ("layers.0.up", "layers.1.up"):
+            restored = written[f"{layer}.weight"].float() * written[f"{layer}.weight_scale"]
+            outputs = (before[f"{layer}.weight"].float() - restored) @ tokens[96:].float().t()
+            error[rounding] = error.get(rounding, 0.0) + outputs.square().sum().item()
+    assert calls == [{"mean"}, {"mean", "tokens"}]
+    assert error["gptq"] < 0.6 * error["nearest"]
+
+
+def test_gptq_needs_enough_tokens(load: Any, recipe: Any, tmp_path: Path) -> None:
+    file = save(tmp_path / "c.safetensors", "layers.0.up", **{"layers.0.up.tokens": torch.ones(63, DIM)})
+    with pytest.raises(converter_core.PlanError, match="63 tokens in the calibration file; rounding: gptq needs 64"):
+        converter_core.make_plan(asked(recipe, "int8", file, rounding="gptq"), load())

@@ -395,3 +395,61 @@ LOOP shared_best_steps(const void *x, int dtype, size_t blocks, const float *bin
     FOR_DTYPE(dtype, shared_best_steps_of(x, D, blocks, bins_per_unit, shift, allowed, table, last, shares, row_blocks,
                                           out))
 }
+
+enum { TO_INT8, TO_E4M3, TO_E2M1 };
+
+/* The nearest value of a format to `x`, in whose steps of `unit` its codes count; 0 where there is no unit. */
+INLINE float nearest_value(int kind, float x, float unit)
+{
+    if (unit == 0)
+        return 0;
+    float steps = x / unit;
+    if (kind == TO_INT8) {
+        steps = higher(lower(steps, 127), -127);
+        return ((steps + MAGIC) - MAGIC) * unit;
+    }
+    if (kind == TO_E4M3) {
+        steps = higher(lower(steps, 448), -448);
+        float shift = higher(as_float(as_bits(steps) & 0x7F800000), 0x1p-6f) * 0x1.8p20f;
+        return ((steps + shift) - shift) * unit;
+    }
+    steps = higher(lower(steps, 6), -6);
+    float size = steps < 0 ? -steps : steps;
+    float step = size < 2 ? 0.5f : size < 4 ? 1 : 2;
+    float nearest = ((size / step + MAGIC) - MAGIC) * step * unit;
+    return as_float(as_bits(nearest) | (as_bits(x) & 0x80000000));
+}
+
+INLINE void feed_of(int kind, size_t rows, size_t columns, const float *weight, size_t weight_pitch,
+                    const float *target, size_t target_pitch, const float *factor, size_t factor_pitch,
+                    const float *unit, float *errors, float *values, size_t pitch, float *work)
+{
+    for (size_t row = 0; row < rows; row++) {
+        memcpy(work, target + row * target_pitch, columns * sizeof *work);
+        for (size_t j = columns; j-- > 0;) {
+            float value = nearest_value(kind, work[j], unit[row]);
+            float error = weight[row * weight_pitch + j] - value;
+            values[row * pitch + j] = value;
+            errors[row * pitch + j] = error;
+            const float *along = factor + j * factor_pitch;
+            for (size_t i = 0; i < j; i++)
+                work[i] += error * along[i];
+        }
+    }
+}
+
+/* Round columns from the last to the first, each from its target and what the errors of those after it add to it. */
+LOOP feed(int kind, size_t rows, size_t columns, const float *weight, size_t weight_pitch, const float *target,
+          size_t target_pitch, const float *factor, size_t factor_pitch, const float *unit, float *errors,
+          float *values, size_t pitch, float *work)
+{
+    if (kind == TO_INT8)
+        feed_of(TO_INT8, rows, columns, weight, weight_pitch, target, target_pitch, factor, factor_pitch, unit,
+                errors, values, pitch, work);
+    else if (kind == TO_E4M3)
+        feed_of(TO_E4M3, rows, columns, weight, weight_pitch, target, target_pitch, factor, factor_pitch, unit,
+                errors, values, pitch, work);
+    else
+        feed_of(TO_E2M1, rows, columns, weight, weight_pitch, target, target_pitch, factor, factor_pitch, unit,
+                errors, values, pitch, work);
+}

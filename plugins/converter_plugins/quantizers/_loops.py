@@ -27,6 +27,10 @@ _library = load_kernels(
     floor_is_better=(*_WEIGHT, _POINTER, _POINTER),
     shared_floor_is_better=(*_WEIGHT, _POINTER, _POINTER, _SIZE, _POINTER),
     best_steps=(*_WEIGHT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
+    feed=(
+        *(_INT, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, _SIZE),
+        *(_POINTER, _SIZE, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER),
+    ),
     shared_best_steps=(*_WEIGHT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _SIZE, _POINTER),
 )
 
@@ -99,6 +103,19 @@ def best_steps(
     else:
         _call("shared_best_steps", weight, shift.numel(), *given, shares, shift.shape[1], out)
     return out
+
+
+def feed(
+    kind: int, weight: Tensor, target: Tensor, factor: Tensor, unit: Tensor, errors: Tensor, values: Tensor
+) -> None:
+    """Fills ``errors`` and ``values``, which have one pitch; all but ``unit`` may be columns of wider matrices."""
+    assert _library is not None
+    unit, work = unit.contiguous(), torch.empty(weight.shape[1])
+    _library.feed(
+        *(kind, *weight.shape, weight.data_ptr(), weight.stride(0), target.data_ptr(), target.stride(0)),
+        *(factor.data_ptr(), factor.stride(0), unit.data_ptr()),
+        *(errors.data_ptr(), values.data_ptr(), values.stride(0), work.data_ptr()),
+    )
 
 
 def _costs(name: str, weight: Tensor, scale: Tensor, shares: Tensor | None) -> Tensor:

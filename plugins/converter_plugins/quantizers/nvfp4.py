@@ -13,7 +13,8 @@ from converter_core.api import QuantFormat, Quantizer, WeightContext, hookimpl
 
 from . import _calibration
 from ._bits import absmax, absmax_of_all, admit, as_bf16, decode_e4m3
-from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, steps
+from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, nearest, steps
+from ._gptq import TO_E2M1, fitted
 from ._importance import of_blocks, shares_of
 from ._nvfp4_scales import better_codes, block_codes, divisors
 from ._reference import Numerics, Reference
@@ -45,6 +46,8 @@ class Nvfp4(Reference, Calibrated, Quantizer):
         ``mse``; under ``numerics: lightx2v`` the kernel's.
     bias_correction: the layer's bias takes up what rounding changes for the mean input, ``(W - Wq) E[x]`` of
         source.calibration; layers without a bias are left alone.
+    rounding: ``nearest``, or ``gptq``: each column takes up what rounding the columns before it changed, for the tokens
+        of source.calibration. Much better, and minutes for a large weight.
     activation_absmax: file of activation statistics (LightX2V's ``calib.pt``, or the same in safetensors or JSON) that
         LightX2V needs to run the weights; without it they come from source.calibration, and without that the runtime
         needs its own ``calib.pt`` beside the output.
@@ -53,15 +56,17 @@ class Nvfp4(Reference, Calibrated, Quantizer):
     name: ClassVar[str] = "nvfp4"
     row_block: ClassVar[int | None] = 1
 
+    by_activity: ClassVar[bool] = False
+
     numerics: Numerics = "exact"
     scale_rule: Literal["mse", "absmax", "four_over_six", "weighted"] | None = None
     bias_correction: bool = False
+    rounding: Literal["nearest", "gptq"] = "nearest"
     activation_absmax: str | None = None
 
     def __post_init__(self) -> None:
         self.check_choices()
-        if self.bias_correction:
-            self.only_exact("bias_correction", "true")
+        self.check_statistics()
         if self.scale_rule not in (None, "absmax"):
             self.only_exact("scale_rule", self.scale_rule)
 
@@ -89,6 +94,19 @@ class Nvfp4(Reference, Calibrated, Quantizer):
             return
         if idle := sorted(_calibration.names(self.activation_absmax) - set(names)):
             yield f"{self.activation_absmax}: these names match no quantized weight: {', '.join(idle)}"
+
+    def fitted(self, weight: Tensor, parts: Parts, fit: Parts) -> Parts:
+        whole = parts["global_scale"]
+
+        def units(columns: Tensor, counts: Tensor) -> Tensor:
+            first = block_codes(absmax(columns, WIDTH).view(-1, 1).mul_(SIXTH).mul_(whole))
+            return _value(better_codes(columns, first, whole, shares=of_blocks(counts, WIDTH))).div_(whole)
+
+        values, unit = fitted(weight, fit, WIDTH, units, nearest, TO_E2M1)
+        scale = block_codes(unit * whole)
+        per_step = whole * divisors(scale).reciprocal_()
+        codes = {"weight": encode(values, per_step), "scale": scale.to(torch.uint8).view(torch.float8_e4m3fn)}
+        return {**codes, **{role: part for role, part in parts.items() if role not in codes}}
 
     def rounded(
         self,
@@ -122,6 +140,11 @@ class Nvfp4(Reference, Calibrated, Quantizer):
         # a block whose scale is zero could have had the smallest one
         scale = decode_e4m3(parts["scale"]).clamp_(min=2.0**-9)
         return _scaled(steps(parts["weight"]), scale, parts["global_scale"])
+
+
+def _value(scale: Tensor) -> Tensor:
+    """E4M3 codes, int32 -> their values, float32."""
+    return divisors(scale).mul_((scale != 0).float())
 
 
 def _global(amax: Tensor) -> Tensor:
