@@ -4,20 +4,49 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from converter_core.api import Refused, SourceTensors, WeightContext, statistics
+from converter_core.api import Refused, SourceTensors, TensorRef, WeightContext, statistics
+
+from ._statistics import Calibrated
 
 MAKE_IT = "LightX2V writes calib.pt when it runs the unquantized model with do_mm_calib: true"
+
+
+class ActivationScaled(Calibrated):
+    """The part of a quantizer that follows from its option ``activation_absmax``."""
+
+    activation_absmax: str | None
+
+    absmax_of_store: ClassVar[bool] = False
+    """Whether the magnitude is taken from source.calibration where the option is left out."""
+
+    def inputs(
+        self, context: WeightContext, stores: Mapping[str, SourceTensors], /
+    ) -> Mapping[str, TensorRef | Tensor]:
+        given = super().inputs(context, stores)
+        if self.activation_absmax is not None:
+            return {**given, "input_absmax": activation_absmax(self.activation_absmax, context.info.name)}
+        absmax = absmax_of(context, stores) if self.absmax_of_store else None
+        return given if absmax is None else {**given, "input_absmax": absmax}
+
+    def input_files(self) -> Sequence[str]:
+        return () if self.activation_absmax is None else (self.activation_absmax,)
+
+    def check_names(self, chosen: Sequence[str], /) -> Iterable[str]:
+        if self.activation_absmax is None:
+            return
+        if idle := sorted(names(self.activation_absmax) - set(chosen)):
+            yield f"{self.activation_absmax}: these names match no quantized weight: {', '.join(idle)}"
 
 
 def activation_absmax(path: str, name: str) -> Tensor:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from converter_core.api import QuantFormat, Quantizer, WeightContext, hookimpl
+from converter_core.api import QuantFormat, Quantizer, hookimpl
 
-from . import _calibration
 from ._bits import absmax, absmax_of_all, admit, as_bf16, decode_e4m3
+from ._calibration import ActivationScaled
 from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, nearest, steps
 from ._gptq import TO_E2M1, fitted
 from ._importance import of_blocks, shares_of
 from ._nvfp4_scales import better_codes, block_codes, divisors
 from ._reference import Numerics, Reference
-from ._statistics import Calibrated
 
 if TYPE_CHECKING:
-    from converter_core.api import Parts, SourceTensors, TensorRef
+    from converter_core.api import Parts
 
 WIDTH = 16
 TOP = 2688.0
@@ -32,7 +31,7 @@ MOST_GLOBAL = 2.0**118
 
 
 @dataclass(frozen=True)
-class Nvfp4(Reference, Calibrated, Quantizer):
+class Nvfp4(Reference, ActivationScaled, Quantizer):
     """4-bit floats (E2M1) with an E4M3 scale per 16 columns: 4.5 bits per weight, better than mxfp4.
 
     Parts: ``weight`` uint8 [O, I / 2], ``scale`` float8_e4m3fn [O, I / 16], ``global_scale`` float32 []
@@ -57,6 +56,7 @@ class Nvfp4(Reference, Calibrated, Quantizer):
     row_block: ClassVar[int | None] = 1
 
     by_activity: ClassVar[bool] = False
+    absmax_of_store: ClassVar[bool] = True
 
     numerics: Numerics = "exact"
     scale_rule: Literal["mse", "absmax", "four_over_six", "weighted"] | None = None
@@ -76,24 +76,6 @@ class Nvfp4(Reference, Calibrated, Quantizer):
 
     def observe(self, rows: Tensor, /) -> Parts:
         return {"amax": absmax_of_all(admit(rows))}
-
-    def inputs(
-        self, context: WeightContext, stores: Mapping[str, SourceTensors], /
-    ) -> Mapping[str, TensorRef | Tensor]:
-        given = super().inputs(context, stores)
-        absmax = _calibration.absmax_of(context, stores)
-        if self.activation_absmax is not None:
-            absmax = _calibration.activation_absmax(self.activation_absmax, context.info.name)
-        return given if absmax is None else {**given, "input_absmax": absmax}
-
-    def input_files(self) -> Sequence[str]:
-        return () if self.activation_absmax is None else (self.activation_absmax,)
-
-    def check_names(self, names: Sequence[str], /) -> Iterable[str]:
-        if self.activation_absmax is None:
-            return
-        if idle := sorted(_calibration.names(self.activation_absmax) - set(names)):
-            yield f"{self.activation_absmax}: these names match no quantized weight: {', '.join(idle)}"
 
     def fitted(self, weight: Tensor, parts: Parts, fit: Parts) -> Parts:
         whole = parts["global_scale"]
