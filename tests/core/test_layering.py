@@ -29,6 +29,7 @@ ORDER = [
     "output",
     "planning",
     "engine",
+    "calibration",
     "inspection",
     "verification",
     "report",
