@@ -26,6 +26,7 @@ from ..trusted import CONFIG as CONFIG_BYTES
 from ..trusted import read_file
 from . import notes, outputs, resources, transcode, validate
 from .jobs import merged
+from .loras import plan_loras
 from .outputs import SourcePlan
 from .plan import OutputPlan, Plan
 from .prequantized import unread_scales
@@ -93,9 +94,10 @@ def _plan(
         problems += unread_scales(tensors, stores.base.path)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
-    source = SourcePlan(
-        registry, adapter, model, stores, tensors, infos, quantized, ShapeInference(adapter), found.name
-    )
+    loras = plan_loras(recipe, adapter, infos, stores, quantized)
+    problems += loras.problems
+    inference = ShapeInference(adapter)
+    source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, inference, found.name, loras)
     for one in recipes:
         files = (Path(file.path) for file in stores.base.files)
         problems += output_folder.check_apart(Path(one.output.path), stores.base.path, files)
@@ -127,8 +129,10 @@ def _plan(
             *([found.absence] if found.absence else []),
             *skipped,
             *skipped_tensors(adapter, tensors),
+            *loras.warnings,
         ),
         problems=tuple(_missing_disk(planned)),
+        loras=loras,
     )
 
 

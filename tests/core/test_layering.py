@@ -26,6 +26,7 @@ ORDER = [
     "storage",
     "recipe",
     "checkpoint",
+    "lora",
     "output",
     "planning",
     "engine",
