@@ -129,7 +129,8 @@ def layers_of(module: nn.Module, registry: Registry) -> Mapping[str, str]:
     """
     linear = linear_layers(module)
     tensors = SourceTensors({key: spec_of(value) for key, value in module.state_dict().items()})
-    known = recognisers([registry.models[name]() for name in registry.models], tensors, [])
+    adapters = [adapter() for adapter in registry.models.values() if not adapter.by_name]
+    known = recognisers(adapters, tensors, [])
     if not known:
         return {name: name for name in linear}
     adapter = known[0][0]

@@ -181,7 +181,7 @@ def test_a_wan_transformer_made_by_diffusers(tmp_path: Path) -> None:
     call = {
         "hidden_states": torch.randn(1, 4, 3, 16, 16),
         "timestep": torch.tensor([500.0]),
-        "encoder_hidden_states": torch.randn(1, 12, 32),
+        "encoder_hidden_states": torch.randn(1, 80, 32),
     }
     save_file({name: value.bfloat16() for name, value in call.items()}, tmp_path / "call.safetensors")
     file = tmp_path / "c.safetensors"
