@@ -13,6 +13,9 @@ from ..errors import Refused
 from .contexts import SourceTensors, WeightContext
 from .values import TensorRef, TensorSpec, refs_of
 
+ORIGINAL = "original"
+"""The key format of the names in a calibration file."""
+
 CALIBRATION = "calibration"
 """The store of ``source.calibration``; every quantizer may refer to it."""
 
@@ -50,15 +53,20 @@ def inputs_of(tensors: SourceTensors) -> Mapping[str, str]:
 def statistics(context: WeightContext, stores: Mapping[str, SourceTensors]) -> Mapping[str, TensorRef] | None:
     """Statistic -> where it is read from, of a weight's input; None without a calibration file.
 
-    A layer is looked up by its name, then by the key that it has in the source. Refused if the file does not know it,
+    A layer is looked up by its original name, then by the one that the adapter gives it and the key that it has in the
+    source. Refused if the file does not know it,
     or knows an input of another width.
     """
     tensors = stores.get(CALIBRATION)
     if tensors is None:
         return None
     inputs = inputs_of(tensors)
-    names = [context.info.name, *(ref.key for source in context.info.sources.values() for ref in refs_of(source))]
-    for layer in dict.fromkeys(map(layer_of, names)):
+    names = [
+        context.original,
+        context.info.name,
+        *(ref.key for source in context.info.sources.values() for ref in refs_of(source)),
+    ]
+    for layer in dict.fromkeys(layer_of(name) for name in names if name):
         given = inputs.get(layer, layer)
         found = {one: TensorRef(f"{given}.{one}", CALIBRATION, by_rows=False) for one in STATISTICS}
         found = {one: ref for one, ref in found.items() if ref.key in tensors}

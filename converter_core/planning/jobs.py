@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..api.calibration import ORIGINAL
 from ..api.contexts import ModelFacts, WeightContext
 from ..api.formats import UNQUANTIZED
 from ..api.models import ModelAdapter
@@ -193,7 +194,8 @@ class JobBuilder:
         specs = {role: joined_spec(several) for role, several in sources.items()}
         main = specs.get("weight") or next(iter(specs.values()))
         # assembling usually keeps the shape of its first source; the dry run says what it is in the end
-        context = WeightContext(info, name, main.spec, quantizer.format, self.model)
+        original = self.adapter.rename(info.name, ORIGINAL)
+        context = WeightContext(info, name, main.spec, quantizer.format, self.model, original=original)
         encoding = Encoding(self.target, context, self._bias_context(bias), self.passthrough)
         terms = self.terms.get(info.name, ())
         if terms and isinstance(quantizer, Passthrough) and quantizer.dtype is None:

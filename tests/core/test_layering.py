@@ -30,6 +30,7 @@ ORDER = [
     "output",
     "planning",
     "engine",
+    "calibration",
     "inspection",
     "verification",
     "report",
