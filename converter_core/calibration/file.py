@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..api.calibration import inputs_of
 from ..api.contexts import SourceTensors
+from ..api.formats import UNQUANTIZED
+from ..api.tensors import raw, spec_of
+from ..api.values import OutputTensor, PlannedWeight, WeightInfo
 from ..checkpoint.files import Checkpoint, open_checkpoint
 from ..errors import CheckpointError, Refused, shown
 from ..planning.stores import read_whole
+from ..plugins.registry import load_plugins
 from .statistics import Calibration, InputStatistics
 
 FORMAT, VERSION = "calibration", "1"
@@ -35,13 +38,24 @@ def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
             tensors[f"{name}.tokens"] = one.tokens.contiguous()
     layers = json.dumps(dict(sorted(calibration.layers.items())))
     metadata = {**calibration.told, "format": FORMAT, "version": VERSION, "inputs": layers}
+    containers = load_plugins().containers
+    placed = containers[containers.default()]().place([_planned(*one) for one in tensors.items()], metadata)
     partial = Path(f"{os.fspath(path)}.part")
-    partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(tensors, partial, metadata)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(placed.header)
+            for key, at in placed.offsets.items():
+                file.seek(at)
+                file.write(raw(tensors[key]))
         partial.replace(path)
     except OSError as error:
         raise CheckpointError(f"{shown(path)}: cannot be written ({error.strerror or error})") from None
+
+
+def _planned(key: str, tensor: Tensor) -> PlannedWeight:
+    spec = spec_of(tensor)
+    return PlannedWeight(WeightInfo(key, {}), key, spec, UNQUANTIZED, (OutputTensor(key, "weight", spec),))
 
 
 def load(path: str | os.PathLike[str]) -> Calibration:

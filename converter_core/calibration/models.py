@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from ..api.calibration import ORIGINAL, layer_of
 from ..api.contexts import SourceTensors
 from ..api.tensors import spec_of
+from ..checkpoint.files import open_checkpoint
 from ..checkpoint.inventory import inventory
 from ..checkpoint.recognition import recognisers
 from ..errors import CheckpointError, ConverterError, shown
+from ..planning.stores import read_whole
 from ..plugins.registry import Registry
 from .collect import linear_layers
 
@@ -87,7 +88,7 @@ def modules_of(model: Any) -> dict[str, nn.Module]:
 def runs_of(
     model: Any, prompts: Sequence[str], inputs: Sequence[str | Path], settings: CalibrationSettings
 ) -> Iterator[Run]:
-    """prompts: of a pipeline. inputs: safetensors files of the keyword arguments of a bare module, one for a call."""
+    """prompts: of a pipeline. inputs: files of the keyword arguments of a bare module as tensors, one for a call."""
     if isinstance(model, nn.Module):
         if not inputs:
             raise ConverterError("a bare transformer needs recorded inputs: files of its keyword arguments")
@@ -119,7 +120,9 @@ def runs_of(
 
 def _called(module: nn.Module, path: str | Path) -> Any:
     device = next(module.parameters()).device
-    return module(**{name: value.to(device) for name, value in load_file(path).items()})
+    with open_checkpoint(path) as file:
+        given = {name: read_whole(file, name) for name in file.tensors}
+    return module(**{name: value.to(device) for name, value in given.items()})
 
 
 def layers_of(module: nn.Module, registry: Registry) -> Mapping[str, str]:

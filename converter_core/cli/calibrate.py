@@ -22,7 +22,7 @@ def calibrate(
         list[str] | None,
         typer.Option(
             "--inputs",
-            help="Of a bare transformer: keyword arguments, as safetensors; repeatable.",
+            help="Of a bare transformer: keyword arguments, as a file of tensors; repeatable.",
             metavar="FILE",
         ),
     ] = None,
@@ -34,7 +34,7 @@ def calibrate(
     tokens: Annotated[
         int, typer.Option("--tokens", min=0, help="Sampled of each input, for rounding: gptq. 0: none.")
     ] = 1024,
-    device: Annotated[str, typer.Option("--device", help="As torch calls it: cpu, cuda, cuda:1.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="As torch calls it.")] = "cpu",
     quiet: Quiet = False,
 ) -> None:
     """Run a model and write what its linear layers multiply, for source.calibration; the same command resumes.
