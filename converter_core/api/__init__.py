@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..trusted import read_file
     from .calibration import split_tokens, statistics
     from .containers import ByteSource, Container, FileContents, HeaderReader, TensorReader
-    from .contexts import ModelFacts, SourceTensors, WeightContext
+    from .contexts import LoraChange, ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
     from .formats import UNQUANTIZED, QuantFormat
     from .hookspecs import hookimpl
@@ -72,6 +72,7 @@ __all__ = [
     "FileLayout",
     "HeaderReader",
     "LayoutWriter",
+    "LoraChange",
     "ModelAdapter",
     "ModelFacts",
     "OutputTensor",
@@ -142,6 +143,7 @@ _HOME = {
         "TensorReader",
     ),
     ".contexts": (
+        "LoraChange",
         "ModelFacts",
         "SourceTensors",
         "WeightContext",

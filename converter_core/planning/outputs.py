@@ -121,7 +121,9 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         passthrough,
         source.loras.terms,
     )
-    quantized = source.quantized.weights if source.quantized else {}
+    before = source.quantized
+    stored = {} if before is None else {info.name: before.of(info) for info in source.infos}
+    quantized = {name: one for name, one in stored.items() if one is not None}
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
     made.notes += notes.without_bias(builder.without_bias)
@@ -349,7 +351,9 @@ def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantiz
     """
     quantizers = list(quantizers)
     registry = source.registry
+    numerics = made.recipe.source.lora_numerics
     origins = [
+        *([registry.targets.origins[numerics]] if numerics in registry.targets else []),
         registry.models.origins[source.adapter.name],
         registry.targets.origins[made.target.name],
         registry.layouts.origins[made.layout.name],

@@ -94,7 +94,7 @@ def _plan(
         problems += unread_scales(tensors, stores.base.path)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
-    loras = plan_loras(recipe, adapter, infos, stores, quantized)
+    loras = plan_loras(recipe, adapter, infos, stores, quantized, registry)
     problems += loras.problems
     inference = ShapeInference(adapter)
     source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, inference, found.name, loras)
