@@ -21,10 +21,13 @@ def has_suffix(name: str, suffixes: Iterable[str]) -> bool:
     return name.lower().endswith(tuple(suffixes))
 
 
-def container_of_file(source: ByteSource, containers: Catalogue[Container]) -> Container:
-    """By the suffix; of several with that suffix, or of none, the one whose mark the file bears. CheckpointError."""
+def container_of_file(source: ByteSource, name: str, containers: Catalogue[Container]) -> Container:
+    """By the suffix of its name; of several with that suffix, or of none, the one whose mark the file bears.
+
+    CheckpointError if there is none.
+    """
     known = ordered(containers)
-    named = [cls for cls in known if has_suffix(source.name, cls.suffixes)]
+    named = [cls for cls in known if has_suffix(name, cls.suffixes)]
     if len(named) == 1:
         return named[0]()
     head = bytearray(min(HEAD, source.size))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from ..api.containers import ByteSource, Container, FileContents
@@ -23,11 +24,13 @@ BLOCK = 4 << 20
 class TensorFile:
     """Its tensors in the order of their data, each with its spec. Reading is for any number of threads at a time.
 
-    It owns the source and closes it. CheckpointError, whatever is wrong with the file or with its container.
+    name: without its folder. It owns the source and closes it. CheckpointError, whatever is wrong with the file or
+    with its container.
     """
 
-    def __init__(self, source: ByteSource, container_for: Callable[[ByteSource], Container]) -> None:
+    def __init__(self, source: ByteSource, container_for: Callable[[ByteSource], Container], name: str = "") -> None:
         self.source = source
+        self.name = name or PurePath(source.name).name
         try:
             self.container = container_for(source)
             contents = _read(source, self.container)

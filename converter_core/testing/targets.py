@@ -15,6 +15,7 @@ import torch
 from ..api.containers import Container
 from ..api.contexts import ModelFacts, SourceTensors, WeightContext
 from ..api.formats import UNQUANTIZED, QuantFormat
+from ..api.local_file import LocalFile
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.tensors import same, spec_of
@@ -24,7 +25,6 @@ from ..planning.file_layout import container_of
 from ..planning.passthrough import Passthrough
 from ..planning.shape_inference import OutputSchema, common_row_block
 from ..plugins.registry import load_plugins
-from ..storage.local import LocalFile
 from .options import check_class
 from .samples import OneThread, context_of, copies, difference, finite, given, sample_weight, schema_of, slabs
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 
 from ..api.containers import Container
+from ..api.local_file import LocalFile
 from ..api.values import TensorSpec
 from ..containers.tensor_file import TensorFile
-from ..storage.local import LocalFile
 from .result import Problem
 
 BLOCK = 4 << 20
@@ -23,8 +23,7 @@ class OutputFile(TensorFile):
     """A file of weights of an output. CheckpointError, whatever is wrong with it or with the container."""
 
     def __init__(self, folder: Path, name: str, container: Container) -> None:
-        self.name = name
-        super().__init__(LocalFile(folder / name), lambda source: container)
+        super().__init__(LocalFile(folder / name), lambda source: container, name)
         self.size = self.source.size
 
 

@@ -24,7 +24,8 @@ def open_without_manifest(path: Path, registry: Registry) -> Output:
     """Another tool's files, or ours whose manifest is gone. CheckpointError if they cannot be read."""
     with open_checkpoint(path, registry=registry) as checkpoint:
         names = [file.name for file in checkpoint.files]
-        folder, container = checkpoint.root, registry.containers[checkpoint.format]()
+        container = registry.containers[checkpoint.format]()
+    folder = path if path.is_dir() else path.parent
     output = Output(folder)
     for name in names:
         file = OutputFile(folder, name, container)

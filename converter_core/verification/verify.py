@@ -11,9 +11,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..engine.worker_pool import Progress
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, VerificationError, shown
 from ..plugins.attribution import attribute_errors
 from ..plugins.registry import Registry, load_plugins
+from ..storage.location import locate
 from .beside import look_beside
 from .expected import Expected, find_manifest, read_manifest
 from .files import Output
@@ -43,8 +44,8 @@ def verify(
     Raises VerificationError if it is not clear what to check; what is found to be wrong is in the report.
     """
     started = time.monotonic()
-    path = Path(output)
     registry = registry or load_plugins()
+    path = _on_this_machine(output, registry)
     manifest = find_manifest(path)
     empty = Verification(
         str(output), str(manifest) if manifest else None, str(against) if against is not None else None
@@ -70,6 +71,13 @@ def verify(
         finished=datetime.now(timezone.utc).isoformat(" ", "seconds"),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _on_this_machine(output: str | os.PathLike[str], registry: Registry) -> Path:
+    path = locate(output, registry.storages).path
+    if path is None:
+        raise VerificationError(f"{shown(output)}: an output is verified where it lies on a disk; download it first")
+    return path
 
 
 def _open(path: Path, manifest: Path | None, expected: Expected | None, registry: Registry) -> Output:

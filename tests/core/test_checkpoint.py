@@ -109,7 +109,7 @@ def test_what_is_known_of_the_files(tmp_path):
     with open_checkpoint(tmp_path) as checkpoint:
         assert list(checkpoint.tensors) == ["c", "a", "b"]
         assert checkpoint.metadata == {"who": "one", "only": "here"}
-        assert checkpoint.root == checkpoint.path == tmp_path
+        assert checkpoint.root.path == checkpoint.location.path == tmp_path
         assert (checkpoint.format, checkpoint.indexed, checkpoint.skipped) == ("safetensors", False, ())
         for file, name in zip(checkpoint.files, ["1.safetensors", "2.safetensors"], strict=True):
             status = (tmp_path / name).stat()
@@ -216,7 +216,7 @@ def test_pth_beside_other_pth_must_be_named(tmp_path):
     torch.save({"decoder.w": numbers(3)}, tmp_path / "vae.pt")
     assert "several .pth or .pt files; name one as the path: 'dit.pth', 'vae.pt'" in refused(tmp_path, owns_key=dit)
     with open_checkpoint(tmp_path / "dit.pth", owns_key=dit) as checkpoint:
-        assert checkpoint.root == tmp_path
+        assert checkpoint.root.path == tmp_path
         assert list(checkpoint.tensors) == ["blocks.0.w"]
 
 
