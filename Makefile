@@ -5,13 +5,16 @@ CONSTRAINTS ?= .ci/constraints.txt
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml $(CONSTRAINTS) $(wildcard converter_core/*/*.[ch]) plugins/converter_plugins/quantizers/_loops.c
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test soak lint bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/model-converter demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m soak -s
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -159,6 +159,9 @@ class Folder:
                 folder = folder.make(part) if make else folder.child(part)
                 opened.append(folder)
             yield folder, last
+        except OSError as error:
+            error.filename, error.filename2 = str(self.path / name), None
+            raise
         finally:
             for one in opened:
                 one.close()
@@ -172,7 +175,7 @@ class Folder:
         try:
             with self.holder(name) as (folder, last):
                 return folder._status(last)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
 
     def open_file(self, name: str, flags: int = os.O_RDONLY) -> int:
@@ -198,7 +201,10 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """A file, a link (not what it leads to) or a folder with all that is in it; nothing where there is nothing."""
-        status = self.status(name)
+        try:
+            status = self.status(name)
+        except NotADirectoryError:  # a link or a file in the way: such a name does not exist
+            return
         if status is None:
             return
         with self.holder(name) as (folder, last):

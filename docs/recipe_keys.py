@@ -14,6 +14,9 @@ DOCS = Path(__file__).parent
 FLAGS: Mapping[str, str] = {
     "source.path": "--source",
     "source.type": "--model-type",
+    "source.loras[].path": "--lora-path",
+    "source.loras[].strength": "--lora-strength",
+    "source.loras[].alpha": "--lora-alpha",
     "quantization.method": "--linear-type",
     "output.path": "--output",
     "output.name": "--output-name",
@@ -27,6 +30,7 @@ FLAGS: Mapping[str, str] = {
 VALUES: Mapping[str, str] = {
     "source.format": "the name of a container",
     "source.path": "a path",
+    "source.loras[].path": "a path",
     "output.path": "a path",
     "output.name": "the name of a file",
     "performance.num_workers": "a whole number from 1 to 4 x cores",
@@ -47,6 +51,7 @@ TEXTS = {
             "`parallel: false` and more than one worker contradict each other: given in one place they are refused; "
             "otherwise a flag or `--set` wins over the file.",
             "`source.options` needs `source.type`. `options` are those of the plugin.",
+            "LoRAs are merged in the order given; what `strength` and `alpha` do: [LoRA](lora.md).",
         ],
     ),
     "zh/recipe.md": (
@@ -60,11 +65,13 @@ TEXTS = {
             "所有方法都接受 `per_channel: true` 和 `symmetric: true`；只有具有该选项的方法才接受 `false`。",
             "`parallel: false` 与多个 worker 互相矛盾：写在同一处会被拒绝；否则命令行参数或 `--set` 优先于文件。",
             "`source.options` 需要 `source.type`。`options` 是插件自己的选项。",
+            "LoRA 按给出的顺序合并；`strength` 与 `alpha` 的含义见 [LoRA](lora.md)。",
         ],
     ),
 }
 CHINESE: Mapping[str, str] = {
     "true or false": "true 或 false",
+    "a number": "数",
     "a path": "路径",
     "the name of a file": "文件名",
     "text": "文本",

@@ -76,6 +76,13 @@ class ModelAdapter(ABC):
         """A weight's name in another key format; no two weights may get the same."""
         return name
 
+    def lora_names(self, name: str) -> Iterable[str]:
+        """What else a LoRA may call a weight: its names in other key formats, with their endings (``.weight``).
+
+        Prefixes (``diffusion_model.``), underscores in the place of dots and the endings of LoRA files are the core's.
+        """
+        return ()
+
     def config(self, tensors: SourceTensors, key_format: str) -> Mapping[str, Any]:
         """The model's ``config.json`` for a key format, from the source's (``tensors.config``) and from the tensors.
 

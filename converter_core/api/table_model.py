@@ -89,6 +89,10 @@ class TableModel(ModelAdapter):
         """``key_format``: one of the table's; PluginError for another."""
         return self.table.rename(name, key_format)
 
+    def lora_names(self, name: str) -> Iterable[str]:
+        """The name in each key format of the table."""
+        return [self.table.rename(name, key_format) for key_format in self.table.key_formats]
+
     def synthetic(self) -> SyntheticCheckpoint | None:
         """``sample`` in bf16."""
         return SyntheticCheckpoint(self.table.inventory(self.sample, "BF16")) if self.sample else None

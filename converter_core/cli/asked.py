@@ -103,11 +103,33 @@ def _asked(flags: Flags, file: str | None) -> Asked:
     if flags.parallel is False:
         given.put("--no-parallel", "performance.num_workers", None)
     given.add("--device", flags.device, "performance.device")
+    given.add("--lora-path", _loras(flags), "source.loras")
     given.settings(flags.set or [])
     missing = [flag for key, flag in _NEEDED.items() if key not in given.values]
     if file is None and missing:
         raise Misused(f"give a recipe (--config recipe.yaml, or its name alone), or {' and '.join(missing)}")
     return Asked(file if file is not None else {}, given.values, given.labels, layout_flag, flags.output_ext)
+
+
+def _loras(flags: Flags) -> list[dict[str, Any]] | None:
+    """What ``source.loras`` is; None without a LoRA."""
+    if flags.lora_key_convert not in (None, "auto", "same", "convert"):
+        raise Misused(
+            f"--lora-key-convert {flags.lora_key_convert}: write auto, same or convert; all mean the same here"
+        )
+    paths = flags.lora_path or []
+    loras: list[dict[str, Any]] = [{"path": path} for path in paths]
+    for flag, key, values in (
+        ("--lora-strength", "strength", flags.lora_strength or []),
+        ("--lora-alpha", "alpha", flags.lora_alpha or []),
+    ):
+        if values and (not paths or len(values) not in (1, len(paths))):
+            raise Misused(
+                f"{flag} has {len(values)} values for {len(paths)} LoRAs (--lora-path); give one, or one each"
+            )
+        for number, lora in enumerate(loras if values else []):
+            lora[key] = values[number if len(values) > 1 else 0]
+    return loras or None
 
 
 class _Overrides:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from typer.core import TyperCommand
 
 from .completion import recipe_keys
+from .flags import SEVERAL
 
 _MOST_FLAG = 26
 """Columns for the flags; a longer one has its text on the next line."""
@@ -45,6 +46,7 @@ class RecipeCommand(Command):
     """Says what to write in place of a flag that does not exist: a recipe key, or what a plugin knows of the flag."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = list(repeated(args))
         try:
             return super().parse_args(ctx, args)
         except Exception as error:  # "no such option", by a class of click's or of typer's own copy of it
@@ -54,6 +56,27 @@ class RecipeCommand(Command):
             if advice:
                 ctx.fail(f"there is no {flag} here: {advice}")
             raise
+
+
+def repeated(args: Sequence[str]) -> Iterator[str]:
+    """``--lora-path a b`` as ``--lora-path a --lora-path b``; a recipe is no value."""
+    flag, values = "", 0
+    for word in args:
+        name = word.replace("_", "-")
+        if flag and not _is_flag(word) and not word.lower().endswith((".yaml", ".yml")):
+            values += 1
+            yield from (word,) if values == 1 else (flag, word)
+            continue
+        flag, values = name if name in SEVERAL else "", 0
+        yield word
+
+
+def _is_flag(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return word.startswith("-")
+    return False
 
 
 def advice_on(flag: str) -> str:

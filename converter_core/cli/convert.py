@@ -74,6 +74,8 @@ def run(asked: Asked, *, resume: bool = True, quiet: bool = False) -> dict[str, 
                 log.say(f"warning: {warning}")
             with progress(quiet, log) as show:
                 result = run_conversion(plan, resume=resume, progress=show).as_dict()
+            for warning in result["warnings"][len(plan.warnings) :]:
+                log.say(f"warning: {warning}")
         outputs = each_output(result)
         end.status = "; ".join(f"{one['status']}: {size_of(one)} in {one['output']}" for one in outputs)
         return result

@@ -15,6 +15,9 @@ import typer
 
 from .completion import complete_setting, values_of
 
+SEVERAL = ("--lora-path", "--lora-strength", "--lora-alpha")
+"""Flags that take all values that follow them, as those of existing scripts do."""
+
 _RECIPE = "Recipe"
 _OVER = "Over the recipe"
 
@@ -95,6 +98,23 @@ class Flags:
             metavar="DTYPE",
             help="Of what is not quantized: bfloat16, float16 or float32; default: as it is.",
         ),
+    ] = None
+    lora_path: Annotated[
+        list[str] | None, _flag("--lora-path", metavar="FILE ...", help="LoRAs that are merged, in this order.")
+    ] = None
+    lora_strength: Annotated[
+        list[float] | None,
+        _flag("--lora-strength", metavar="NUMBER ...", help="Of each LoRA, or one for all; default 1."),
+    ] = None
+    lora_alpha: Annotated[
+        list[float] | None,
+        _flag(
+            "--lora-alpha", metavar="NUMBER ...", help="For LoRAs without alpha: of each, or one; default: the rank."
+        ),
+    ] = None
+    lora_key_convert: Annotated[
+        str | None,
+        _flag("--lora-key-convert", metavar="WORD", help="auto, same or convert: names are recognised with each."),
     ] = None
     parallel: Annotated[bool | None, _flag("--parallel/--no-parallel", help="Several workers, or one.")] = None
     device: Annotated[

@@ -68,6 +68,17 @@ def _show(plan: dict[str, Any]) -> None:
             "model": f"{model['adapter']} {model['variant']}{f' ({facts})' if facts else ''}",
         }
     )
+    if plan["loras"]:
+        rows = [
+            (
+                lora["file"],
+                f"{lora['strength']:g}",
+                ", ".join(f"{module} {count}" for module, count in lora["modules"].items()),
+                lora["weights"],
+            )
+            for lora in plan["loras"]
+        ]
+        show_table("LoRAs", ("file", "strength", "modules", "weights"), rows, numbers=1)
     for output in each_output(plan):
         _show_output(output)
     show_facts(

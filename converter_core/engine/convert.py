@@ -52,7 +52,7 @@ def convert(
             raise PlanError(plan.resources.absence)
     else:
         plan = make_plan(recipe, registry, overrides=overrides, require_device=True)
-    with plan, ExitStack() as stack:
+    with plan, _told_of_files(), ExitStack() as stack:
         if plan.problems:
             raise PlanError(*plan.problems)
         runs = []
@@ -186,6 +186,17 @@ class _Run:
             Worker(self.plan.stores, self.plan.adapter, stream, advance).run(job, exports, how, write)
         for export in exports:
             self.runs[export.output].done(job, export, files[export.output].crc32)
+
+
+@contextmanager
+def _told_of_files() -> Iterator[None]:
+    """What the system says of a file is for the user, not a bug."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise ConversionError(f"{shown(error.filename)}: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -57,6 +57,7 @@ def _content(plan: Plan, output: OutputPlan, crc32: Mapping[str, int], side: Map
         "source": {
             "files": {file.name: [file.size, file.version, file.header_hash] for file in plan.checkpoint.files},
             "tensors": len(plan.checkpoint.tensors),
+            **({"loras": [lora.as_dict() for lora in plan.loras.files]} if plan.loras.files else {}),
         },
         "files": {
             **{

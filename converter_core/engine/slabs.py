@@ -23,6 +23,7 @@ from ..planning.passthrough import Passthrough
 from ..planning.slab_size import Cut
 from ..planning.stores import Stores
 from .finite import check_finite
+from .merging import Merger
 from .reading import Reader
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class _Rows:
         self.rows = job.spec.shape[0] if job.spec.shape else 1
         self.reader = Reader(worker.stores, worker.stream)
         self._context = WeightContext(job.info, job.info.name, job.spec, model=job.model)
+        self._merger = Merger(job.terms, worker.stores, worker.stream, self.rows)
         self._last: tuple[int, int, Tensor] | None = None
         self._checked = 0
 
@@ -92,7 +94,7 @@ class _Rows:
                     f"{self.job.info.name}: assemble of {self.worker.adapter.name} gives {list(weight.shape)} for rows "
                     f"{start} to {stop - 1}; it must give {list(expected)}"
                 )
-            self._last = (start, stop, weight)
+            self._last = (start, stop, self._merger.merged(weight, start, stop))
         return self._last[2]
 
     def _check(self, sources: Parts, start: int) -> None:
@@ -123,6 +125,7 @@ class _Making:
         self._held: dict[str, Tensor] = {
             name: stream.upload(given) for name, given in inputs.items() if not isinstance(given, BoundTensor)
         }
+        self._bias_merger = Merger(export.bias_terms, source.worker.stores, stream, source.rows)
         # copied: the staging buffer is used again for the rows of the weight
         held = Reader(source.worker.stores, stream).read(whole, 0, 0, 0) if whole else {}
         self._held |= {name: tensor.clone() for name, tensor in held.items()}
@@ -139,6 +142,9 @@ class _Making:
         if self._by_rows:
             reader = Reader(self.source.worker.stores, self.source.worker.stream, own_buffer=True)
             given |= reader.read(self._by_rows, first, last, self.source.rows)
+        if BIAS in given:
+            merged = self._bias_merger.merged(given[BIAS], first, last)
+            given[BIAS] = merged.to(given[BIAS].dtype)
         parts = dict(self.export.quantizer.quantize(weight, **given))
         if BIAS in given:
             parts.setdefault(BIAS, given[BIAS])

@@ -31,28 +31,28 @@ def digest(value: Any) -> str:
 def fingerprint(
     recipe: Mapping[str, Any],
     sources: Iterable[tuple[str, int, int | str, str]],
-    inputs: Iterable[str],
+    inputs: Mapping[str, str],
     distributions: Mapping[str, str],
 ) -> Fingerprint:
-    """recipe: as_dict(). sources: (name, size, version, header hash). inputs: files that options name.
+    """recipe: as_dict(). sources: (name, size, version, header hash). inputs: of files that the recipe names, by path,
+    ``content_hash``.
 
     Where source, inputs and output lie, and how their paths were typed, is no part of it.
     """
-    files = {path: _content(path) for path in inputs}
-    asked = {section: _without_paths(values, files) for section, values in recipe.items() if section != "performance"}
+    asked = {section: _without_paths(values, inputs) for section, values in recipe.items() if section != "performance"}
     for section, keys in _PLACES.items():
         for key in keys:
             asked.get(section, {}).pop(key, None)
     made_of = {
         **{f"recipe: {section}": values for section, values in asked.items()},
         **{f"source file {name}": [size, version, header] for name, size, version, header in sources},
-        **{f"file {Path(path).name}": content for path, content in files.items()},
+        **{f"file {Path(path).name}": content for path, content in inputs.items()},
         **{f"version of {name}": number for name, number in distributions.items()},
     }
     return Fingerprint(digest(made_of), made_of)
 
 
-_PLACES = {"source": ("path",), "output": ("path", "overwrite")}
+_PLACES = {"source": ("path", "on_unmatched"), "output": ("path", "overwrite")}
 
 
 def _without_paths(value: Any, files: Mapping[str, str]) -> Any:
@@ -69,7 +69,8 @@ def listing_hash(tensors: Mapping[str, TensorSpec]) -> str:
     return digest(sorted((key, spec.dtype, list(spec.shape)) for key, spec in tensors.items()))
 
 
-def _content(path: str) -> str:
+def content_hash(path: str) -> str:
+    """sha256 hex of a file. CheckpointError if it cannot be read."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             sha = hashlib.sha256()

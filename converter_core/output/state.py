@@ -67,8 +67,7 @@ def output_state(
 ) -> OutputState:
     """layouts: of the weight files. planned: every file that would be published, the manifest included."""
     try:
-        with Folder.open(output) as folder:
-            return _Survey(folder, name, layouts, frozenset(planned), print_).state(overwrite)
+        folder = Folder.open(output)
     except FileNotFoundError:
         broken = output.is_symlink()
         problem = f"{output}: is a link that leads nowhere; output.path must be a folder"
@@ -76,9 +75,15 @@ def output_state(
     except NotADirectoryError:
         return OutputState(problems=(f"{output}: is a file, or lies in one; output.path must be a folder",))
     except OSError as error:
-        return OutputState(problems=(f"{shown(error.filename or output)}: cannot be looked into ({error.strerror})",))
-    except CheckpointError as error:
-        return OutputState(problems=error.problems)
+        return OutputState(problems=(f"{output}: cannot be looked into ({error.strerror})",))
+    with folder:
+        try:
+            return _Survey(folder, name, layouts, frozenset(planned), print_).state(overwrite)
+        except OSError as error:
+            where = shown(error.filename or output)
+            return OutputState(problems=(f"{where}: cannot be looked into ({error.strerror}); move it away",))
+        except CheckpointError as error:
+            return OutputState(problems=error.problems)
 
 
 class _Survey:

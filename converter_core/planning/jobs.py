@@ -14,6 +14,7 @@ from ..api.targets import Target
 from ..api.tensors import spec_of
 from ..api.values import OutputTensor, PlannedWeight, Stored, TensorRef, TensorSpec, WeightInfo, refs_of
 from ..errors import PluginError, Refused, unknown
+from ..lora.forms import Amount
 from .assignment import Assignment, rule_name
 from .encoding import BIAS, Encoding
 from .passthrough import Passthrough
@@ -37,8 +38,20 @@ class BoundTensor:
 
 
 @dataclass(frozen=True)
+class Term:
+    """What one LoRA adds to a weight. form: one of ``lora.forms``. parts: role -> tensor of its file."""
+
+    form: str
+    parts: Mapping[str, BoundTensor]
+    amount: Amount
+
+
+@dataclass(frozen=True)
 class Export:
-    """What one output makes of a weight. inputs: what its quantizer takes beside the rows, by name."""
+    """What one output makes of a weight. inputs: what its quantizer takes beside the rows, by name.
+
+    bias_terms: what LoRAs add to the bias among them.
+    """
 
     output: int
     quantizer: Quantizer
@@ -46,6 +59,7 @@ class Export:
     schema: OutputSchema
     tensors: tuple[OutputTensor, ...]
     inputs: Mapping[str, BoundTensor | Tensor]
+    bias_terms: tuple[Term, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -54,13 +68,17 @@ class Export:
 
 @dataclass(frozen=True)
 class Job:
-    """One weight: read once, and what every output makes of it. sources: role -> tensors joined along the rows."""
+    """One weight: read once, and what every output makes of it. sources: role -> tensors joined along the rows.
+
+    terms: what LoRAs add to it; it is float32 then.
+    """
 
     info: WeightInfo
     spec: TensorSpec
     model: ModelFacts
     sources: Mapping[str, tuple[BoundTensor, ...]]
     exports: tuple[Export, ...]
+    terms: tuple[Term, ...] = ()
 
     @property
     def source_nbytes(self) -> int:
@@ -79,7 +97,9 @@ class JobBuilder:
         stores: Stores,
         inference: ShapeInference,
         passthrough: Passthrough,
+        terms: Mapping[str, tuple[Term, ...]],
     ) -> None:
+        """terms: what LoRAs add to weights, by name."""
         self.number = number
         self.adapter = adapter
         self.model = model
@@ -87,6 +107,7 @@ class JobBuilder:
         self.stores = stores
         self.inference = inference
         self.passthrough = passthrough
+        self.terms = terms
         self.markers: dict[str, Tensor] = {}
         self._refused: dict[tuple[str, str, str], list[str]] = {}
 
@@ -170,13 +191,17 @@ class JobBuilder:
         # assembling usually keeps the shape of its first source; the dry run says what it is in the end
         context = WeightContext(info, name, main.spec, quantizer.format, self.model)
         encoding = Encoding(self.target, context, self._bias_context(bias), self.passthrough)
+        terms = self.terms.get(info.name, ())
+        if terms and isinstance(quantizer, Passthrough) and quantizer.dtype is None:
+            quantizer = Passthrough(main.spec.dtype)  # merged in float32, stored as it was
         try:
             inputs = self._inputs(quantizer, context)
             if bias is not None:
                 (inputs[BIAS],) = (
                     one for source in bias.sources.values() for one in bind(self.stores, source, self.adapter)
                 )
-            schema = self.inference.run(quantizer, encoding, specs, {name: _spec(one) for name, one in inputs.items()})
+            given = {name: _spec(one) for name, one in inputs.items()}
+            schema = self.inference.run(quantizer, encoding, specs, given, merged=bool(terms))
         except Refused as refusal:
             advice = f" (chosen by {rule}); add {{rules}} with method none, or choose another method"
             self._refused.setdefault((quantizer.name, str(refusal), advice), []).append(name)
@@ -189,8 +214,9 @@ class JobBuilder:
             OutputTensor(encoding.key(role) if key is None else key, role, spec, nbytes)
             for role, (spec, nbytes) in schema.outputs.items()
         )
-        export = Export(self.number, quantizer, encoding, schema, tensors, inputs)
-        return Job(info, schema.spec, self.model, sources, (export,))
+        bias_terms = self.terms.get(bias.name, ()) if bias is not None else ()
+        export = Export(self.number, quantizer, encoding, schema, tensors, inputs, bias_terms)
+        return Job(info, schema.spec, self.model, sources, (export,), terms)
 
     def _bias_context(self, bias: WeightInfo | None) -> WeightContext | None:
         if bias is None:

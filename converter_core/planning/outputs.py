@@ -29,6 +29,7 @@ from ..recipe.load import Recipe, make_plugin
 from . import file_layout, notes, provenance, validate
 from .assignment import Assignment, Assignments, assign, quantizer_of
 from .jobs import Job, JobBuilder
+from .loras import NO_LORAS, Loras
 from .passthrough import Passthrough
 from .plan import OutputPlan, groups_of
 from .shape_inference import ShapeInference
@@ -43,7 +44,7 @@ class SourcePlan:
     """What all outputs of a plan share: the source, as its model adapter sees it.
 
     tensors: with quantized weights in their own shapes. infos: every weight. quantized: weights that are quantized
-    already, if there are any.
+    already, if there are any. loras: what is merged into them.
     """
 
     registry: Registry
@@ -54,6 +55,7 @@ class SourcePlan:
     infos: Sequence[WeightInfo]
     quantized: Quantized | None
     inference: ShapeInference
+    loras: Loras = NO_LORAS
 
 
 @dataclass
@@ -108,7 +110,16 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     if refused:
         return made
     made.notes += notes.unmatched_names(found.all)
-    builder = JobBuilder(number, source.adapter, source.model, target, source.stores, source.inference, passthrough)
+    builder = JobBuilder(
+        number,
+        source.adapter,
+        source.model,
+        target,
+        source.stores,
+        source.inference,
+        passthrough,
+        source.loras.terms,
+    )
     quantized = source.quantized.weights if source.quantized else {}
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
@@ -139,12 +150,14 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     files = file_layout.spread(made.layout, container, made.name, weights)
     quantizers = {assignment.quantizer for assignment in made.assignments.all}
     inputs = _input_files(quantizers)
-    metadata = {**container.metadata, **_metadata(made, source, inputs), **extras.metadata}
+    loras = source.loras.metadata()
+    metadata = {**container.metadata, **_metadata(made, source, inputs), **loras, **extras.metadata}
     layouts = _placed(made, files, metadata)
     weight_map = {tensor.key: file for file, group in files.items() for weight in group for tensor in weight.outputs}
     side, copies = _side(made, source, extras, weights, weight_map, problems)
     distributions = _distributions(made, source, quantizers)
-    mark = fingerprint.fingerprint(recipe.as_dict(), _source_files(source, copies), inputs, distributions)
+    contents = {**{path: fingerprint.content_hash(path) for path in inputs}, **source.loras.contents()}
+    mark = fingerprint.fingerprint(recipe.as_dict(), _source_files(source, copies), contents, distributions)
     planned = (*layouts, *side, *copies, manifest_name(made.name))
     path = Path(recipe.output.path)
     state = output_folder.output_state(path, made.name, layouts, planned, mark, recipe.output.overwrite)

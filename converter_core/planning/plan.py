@@ -21,6 +21,7 @@ from ..output.state import OutputState
 from ..recipe.load import Recipe
 from .assignment import RuleUse
 from .jobs import Job
+from .loras import NO_LORAS, Loras
 from .passthrough import Passthrough
 from .resources import Resources
 from .stores import Stores
@@ -173,6 +174,7 @@ class Plan:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    loras: Loras = NO_LORAS
 
     def close(self) -> None:
         """Let go of the source's files. Also on leaving ``with plan:``."""
@@ -202,6 +204,7 @@ class Plan:
                 "bytes": sum(spec.nbytes for spec in source.tensors.values()),
                 "skipped": list(source.skipped),
             },
+            "loras": [lora.as_dict() for lora in self.loras.files],
             "device": self.resources.name,
             "workers": self.resources.workers,
             "max_memory": self.resources.max_memory,

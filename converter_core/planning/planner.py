@@ -29,6 +29,7 @@ from ..storage.location import Location
 from ..trusted import CONFIG as CONFIG_BYTES
 from . import notes, outputs, resources, transcode, validate
 from .jobs import merged
+from .loras import plan_loras
 from .outputs import SourcePlan
 from .plan import OutputPlan, Plan
 from .prequantized import unread_scales
@@ -96,7 +97,9 @@ def _plan(
         problems += unread_scales(tensors, stores.base.location)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
-    source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, ShapeInference(adapter))
+    loras = plan_loras(recipe, adapter, infos, stores, quantized)
+    problems += loras.problems
+    source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, ShapeInference(adapter), loras)
     for one in recipes:
         files = (Path(file.path) for file in stores.base.files)
         if stores.base.location.path is not None:
@@ -129,8 +132,10 @@ def _plan(
             *([found.absence] if found.absence else []),
             *skipped,
             *skipped_tensors(adapter, tensors),
+            *loras.warnings,
         ),
         problems=tuple(_missing_disk(planned)),
+        loras=loras,
     )
 
 

@@ -69,8 +69,11 @@ class ShapeInference:
         encoding: Encoding,
         sources: Mapping[str, SourceSpec],
         inputs: Mapping[str, SourceSpec] | None = None,
+        merged: bool = False,
     ) -> OutputSchema:
-        """Raises Refused with the plugin's reason; PluginError if it raises something else or breaks its contract."""
+        """merged: the assembled weight gets LoRAs, and is float32 then.
+
+        Raises Refused with the plugin's reason; PluginError if it raises something else or breaks its contract."""
         inputs = inputs or {}
         info = encoding.context.info
         case = (
@@ -81,10 +84,11 @@ class ShapeInference:
             (info.kind, info.module),
             tuple(sources.items()),
             tuple(inputs.items()),
+            merged,
         )
         if case not in self._seen:
             try:
-                self._seen[case] = _DryRun(self.adapter, quantizer, encoding, sources, inputs).schema()
+                self._seen[case] = _DryRun(self.adapter, quantizer, encoding, sources, inputs, merged).schema()
             except (Refused, PluginError) as error:
                 self._seen[case] = error
             except Exception as error:
@@ -105,6 +109,7 @@ class _DryRun:
         encoding: Encoding,
         sources: Mapping[str, SourceSpec],
         inputs: Mapping[str, SourceSpec],
+        merged: bool,
     ) -> None:
         self.adapter = adapter
         self.quantizer = quantizer
@@ -112,6 +117,7 @@ class _DryRun:
         self.target = encoding.target
         self.sources = sources
         self.inputs = inputs
+        self.merged = merged
         heights = {one.spec.shape[0] for one in (*sources.values(), *inputs.values()) if one.by_rows and one.spec.shape}
         if len(heights) > 1:
             raise Refused(f"its sources have different numbers of rows: {sorted(heights)}")
@@ -176,7 +182,7 @@ class _DryRun:
                 f"model {self.adapter.name}: assemble must give one tensor with the {min(expected, default=0)} rows of "
                 f"its sources, not {_type_of(weight)}"
             )
-        return weight
+        return weight.to(torch.float32) if self.merged else weight
 
     def _quantize(self, rows: int | None) -> tuple[Tensor, bool, Parts]:
         weight = self._assembled(self._stand_ins(self.sources, rows))

@@ -15,6 +15,10 @@ WORKING_BYTES = 16
 """What one element of a span may take beside its source bytes: a float32 copy and three temporaries of that size."""
 
 
+MERGING_BYTES = 12
+"""What it takes beside that while LoRAs are added to it: the merged float32 and a term of that size or two."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """How a job is cut. slab: rows that are encoded and written at a time; span: rows that are quantized at a time.
@@ -31,10 +35,10 @@ def cut(job: Job, slab_bytes: int, budget: int) -> Cut:
     """Slabs of about ``slab_bytes`` of source, lower where the budget asks for it; whole where it must be."""
     rows = job.spec.shape[0] if job.spec.shape else 1
     tall = max(rows, 1)
-    row_source = -(-(job.source_nbytes + _input_bytes(job, by_rows=True)) // tall)
-    row_working = job.spec.numel // tall * WORKING_BYTES
+    row_source = -(-(job.source_nbytes + _input_bytes(job, by_rows=True) + _term_bytes(job, by_rows=True)) // tall)
+    row_working = job.spec.numel // tall * (WORKING_BYTES + (MERGING_BYTES if job.terms else 0))
     row_output = -(-sum(export.nbytes for export in job.exports) // tall)
-    held = _input_bytes(job, by_rows=False)
+    held = _input_bytes(job, by_rows=False) + _term_bytes(job, by_rows=False)
 
     def nbytes(slab: int, span: int) -> int:
         return held + span * (row_source + row_working) + 2 * slab * row_output
@@ -64,3 +68,10 @@ def _input_bytes(job: Job, by_rows: bool) -> int:
         return 0 if by_rows else given.numel() * given.element_size()
 
     return sum(size(given) for export in job.exports for given in export.inputs.values())
+
+
+def _term_bytes(job: Job, by_rows: bool) -> int:
+    """Of LoRAs' tensors, as they are read and in float32: row by row, or whole and held as long as the job runs."""
+    terms = (*job.terms, *(term for export in job.exports for term in export.bias_terms))
+    parts = (bound for term in terms for bound in term.parts.values() if bound.ref.by_rows == by_rows)
+    return sum(bound.spec.nbytes + 4 * bound.spec.numel for bound in parts)

@@ -40,6 +40,10 @@ class Stores:
         """One that was opened while planning; empty: the checkpoint."""
         return self._files[path]
 
+    def open(self, path: str) -> Checkpoint:
+        """A file that the recipe names."""
+        return self._file(path)
+
     def others(self) -> dict[str, Checkpoint]:
         """By path, without the checkpoint."""
         return {path: file for path, file in self._files.items() if path}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ def workers(value: Any) -> int:
     if value < 1:
         raise ValueError("must be at least 1")
     return value
+
+
+def finite(value: Any) -> float:
+    """A number that is neither infinite nor NaN; ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return float(value)
 
 
 def folder(value: Any) -> str:

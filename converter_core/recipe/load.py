@@ -16,6 +16,7 @@ from .options import make_plugin, make_quantizer
 from .schema import Problem
 from .values import (
     ExportSection,
+    LoraSection,
     OutputSection,
     PerformanceSection,
     QuantizationSection,
@@ -30,6 +31,7 @@ from .yaml_file import Document, read_yaml
 
 __all__ = [
     "ExportSection",
+    "LoraSection",
     "OutputSection",
     "PerformanceSection",
     "QuantizationSection",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from ..errors import RecipeError
-from .fields import folder, glob, memory, stem, workers
+from .fields import finite, folder, glob, memory, stem, workers
 from .schema import Problem, read
 
 
@@ -25,18 +25,33 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class LoraSection:
+    """A LoRA that is merged into the weights: ``W + strength * alpha / rank * B A``.
+
+    alpha: for pairs whose file has none; None: their rank.
+    """
+
+    path: str = field(metadata={"read": folder})
+    strength: float = field(default=1.0, metadata={"read": finite})
+    alpha: float | None = field(default=None, metadata={"read": finite})
+
+
+@dataclass(frozen=True)
 class SourceSection:
     """Where the checkpoint is. None: detected.
 
     path: a directory (with or without an index), an index, or one file of weights.
     type: the model adapter's name. format: the container of the files.
     options: the model adapter's own dataclass fields; they need ``type``.
+    loras: merged in this order. on_unmatched: what a LoRA's key that matches no weight is.
     """
 
     path: str = field(metadata={"read": folder})
     type: str | None = None
     format: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    loras: tuple[LoraSection, ...] = ()
+    on_unmatched: Literal["error", "warn"] = "error"
 
 
 @dataclass(frozen=True)

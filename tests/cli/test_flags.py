@@ -78,7 +78,7 @@ def test_a_recipe_by_flags_is_a_recipe(asked, registry):
     found = asked(FULL.replace("cuda:1", "cpu"))
     recipe = found.load(registry)
     assert recipe.as_dict() == {
-        "source": {"path": "models/wan/", "type": "wan_dit"},
+        "source": {"path": "models/wan/", "type": "wan_dit", "on_unmatched": "error"},
         "quantization": {"method": "int8"},
         "output": {"path": "out", "name": "wan2.1_i2v_480p_int8", "copy_metadata": True, "overwrite": False},
         "target": {"precision": "int8", "layout": "by_block", "dtype": "bfloat16"},
@@ -145,9 +145,28 @@ def test_set_may_give_what_flags_do_not(asked):
     assert asked("--set source.path=a --set output.path=b").overrides == {"source.path": "a", "output.path": "b"}
 
 
+@pytest.mark.parametrize("line", ["{} --device cpu", "--device cpu {}", "{} wan.yaml"])
+def test_several_loras(asked, line):
+    loras = "--lora_path one.safetensors two.safetensors --lora_strength -0.5 2 --lora_alpha 8 --lora_key_convert auto"
+    source = "" if "yaml" in line else "-s a -o b "
+    assert asked(source + line.format(loras)).overrides["source.loras"] == [
+        {"path": "one.safetensors", "strength": -0.5, "alpha": 8.0},
+        {"path": "two.safetensors", "strength": 2.0, "alpha": 8.0},
+    ]
+    assert asked(source + line.format("--lora-path one --lora-path=two")).overrides["source.loras"] == [
+        {"path": "one"},
+        {"path": "two"},
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("-s a -o b --lora_strength 1", ["--lora-strength has 1 values for 0 LoRAs"]),
+        ("-s a -o b --lora_path x y z --lora_alpha 1 2", ["--lora-alpha has 2 values for 3 LoRAs", "or one each"]),
+        ("-s a -o b --lora_path x --lora_key_convert back", ["write auto, same or convert"]),
+        ("-s a -o b --lora_path", ["--lora-path"]),
+        ("-s a -o b --lora_path x --lora_strength strong", ["--lora-strength", "number"]),
         ("-s a -o b --linear_type int8", ["--linear-type int8", "add --quantized"]),
         ("-s a -o b --quantized", ["add --linear-type SCHEME", "fp8, int8"]),
         ("-s a -o b --single_file --save_by_block", ["exclude each other"]),
@@ -178,7 +197,7 @@ def test_usage_errors(line, words, capsys):
 
 
 @pytest.mark.parametrize("command_name", ["convert", "plan"])
-@pytest.mark.parametrize("flag", [*INSTEAD, "--lora_path", "--comfyui_mode", "--full_quantized", "--ignore_keys"])
+@pytest.mark.parametrize("flag", [*INSTEAD, "--comfyui_mode", "--full_quantized", "--ignore_keys"])
 def test_flags_that_there_are_none_of_are_refused_by_name(flag, command_name, capsys):
     assert run([command_name, "-s", "a", "-o", "b", flag, "forward"]) == 2
     err = capsys.readouterr().err

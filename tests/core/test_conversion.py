@@ -391,9 +391,13 @@ def test_out_of_device_memory_is_tried_again_with_less_then_refused(asked: Any, 
 def test_slabs_obey_the_budget() -> None:
     spec = SimpleNamespace(shape=(5120, 5120), numel=5120 * 5120)
     export = SimpleNamespace(
-        schema=SimpleNamespace(row_block=128), quantizer=SimpleNamespace(row_block=1), nbytes=5120 * 5120, inputs={}
+        schema=SimpleNamespace(row_block=128),
+        quantizer=SimpleNamespace(row_block=1),
+        nbytes=5120 * 5120,
+        inputs={},
+        bias_terms=(),
     )
-    job: Any = SimpleNamespace(spec=spec, source_nbytes=2 * 5120 * 5120, exports=[export])
+    job: Any = SimpleNamespace(spec=spec, source_nbytes=2 * 5120 * 5120, exports=[export], terms=())
     wide = cut(job, 1_310_720, 1 << 30)
     assert (wide.slab, wide.span) == (128, 128)
     tight = cut(job, 1_310_720, 4 << 20)

@@ -27,6 +27,7 @@ ORDER = [
     "storage",
     "recipe",
     "checkpoint",
+    "lora",
     "output",
     "planning",
     "engine",

@@ -8,7 +8,6 @@ _NAMING = (
     "leave it out: the naming of the source is recognised, and the target decides the naming of the output; for "
     "diffusers names write --set target.format=diffusers"
 )
-_LORA = "merge the LoRA first (LightX2V's converter does that without --quantized), then convert the merged checkpoint"
 _COMFYUI = "ComfyUI's format needs a target of its own (target.format); the registered ones: model-converter plugins"
 _SELECT = "choose with quantization.options.target_modules or quantization.rules in a recipe: model-converter init"
 _WHOLE = "leave it out: nothing is deleted by a part of its name; every tensor is quantized, copied or cast"
@@ -16,11 +15,7 @@ _WHOLE = "leave it out: nothing is deleted by a part of its name; every tensor i
 REPLACED_FLAGS: Mapping[str, str] = {
     "--direction": _NAMING,
     "-d": _NAMING,
-    "--lora-path": _LORA,
-    "--lora-strength": _LORA,
-    "--lora-alpha": _LORA,
-    "--alpha": _LORA,
-    "--lora-key-convert": _LORA,
+    "--alpha": "write --lora-alpha",
     "--comfyui-mode": _COMFYUI,
     "--full-quantized": _COMFYUI,
     "--comfyui-keys": _COMFYUI,
