@@ -129,7 +129,7 @@ def _describe(
         skipped=checkpoint.skipped,
         quantized=_summary(found.target, weights, checkpoint.metadata) if found else None,
         runtime_config=dict(target.runtime_config(model, weights, _absolute(checkpoint))) if target else {},
-        notes=tuple(target.notes(weights)) if target else (),
+        notes=(*checkpoint.notes, *(target.notes(weights) if target else ())),
         tensors=tuple(
             TensorSummary(key, spec.dtype, spec.shape, checkpoint.file_of(key)) for key, spec in tensors.items()
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,7 @@ from ..storage.location import Location, locate
 
 __all__ = ["Checkpoint", "NothingKnown", "SourceFile", "open_checkpoint", "weight_suffixes"]
 
-OTHER_SUFFIXES = (".bin", ".ckpt", ".onnx")
+OTHER_SUFFIXES = (".onnx",)
 """Of files that hold weights in formats that no container here may read."""
 
 
@@ -47,8 +48,8 @@ class Checkpoint:
     """The tensors of one model, in one file or several. Only headers are read until ``read`` is called.
 
     location: what was asked for. root: the folder its files are in. files: by name. tensors: in the order of the files
-    and, within each, of the data. metadata: the headers' own. skipped: other files with weights in the folder that was
-    given. indexed: an index names the files.
+    and, within each, of the data. metadata: the headers' own. notes: the containers' own. skipped: other files with
+    weights in the folder that was given. indexed: an index names the files.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Checkpoint:
         self.location = location
         self.root = root
         self.format = format
+        self.notes = tuple(note for reader in readers for note in reader.notes)
         self.skipped = tuple(skipped)
         self.indexed = indexed
         self._readers = tuple(readers)
@@ -169,16 +171,17 @@ class _Folder:
             if index is not None:
                 return _indexed(self.location, index, container, self.weights)
             found = [name for name in self.weights if has_suffix(name, container.suffixes)]
-            if len(found) > 1 and not container.sharded:
+            alone = len(found) > 1 and not container.sharded
+            files = self._readable(container, found) if alone else self._files(container, found)
+            known = [file for file in files if any(map(owns_key, file.tensors))]
+            _close(file for file in files if file not in known)
+            if alone and len(known) != 1:
+                _close(known)
                 unclear.append(
                     f"{shown(self.location)}: has several {' or '.join(container.suffixes)} files; name one as the "
                     f"path: {some(found, 10)}"
                 )
-                continue
-            files = _open([self.location / name for name in found], _always(container))
-            known = [file for file in files if any(map(owns_key, file.tensors))]
-            _close(file for file in files if file not in known)
-            if known:
+            elif known:
                 used = {file.name for file in known}
                 skipped = [name for name in self.weights if name not in used]
                 return _checked(Checkpoint(self.location, self.location, container.name, known, skipped, False))
@@ -191,6 +194,17 @@ class _Folder:
                 f"{some(strangers, 10)}"
             )
         raise CheckpointError(self._no_weights(formats))
+
+    def _files(self, container: Container, names: Sequence[str]) -> list[TensorFile]:
+        return _open([self.location / name for name in names], _always(container))
+
+    def _readable(self, container: Container, names: Sequence[str]) -> list[TensorFile]:
+        """Those that can be opened: of files that have nothing to do with each other one may be broken."""
+        files: list[TensorFile] = []
+        for name in names:
+            with suppress(CheckpointError):
+                files += self._files(container, [name])
+        return files
 
     def _index(self, container: Container) -> Location | None:
         indexes = [name for name in self.names if has_suffix(name, container.index_suffixes)]

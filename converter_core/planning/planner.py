@@ -131,6 +131,7 @@ def _plan(
             *(warning for output in planned for warning in output.warnings),
             *([found.absence] if found.absence else []),
             *skipped,
+            *stores.base.notes,
             *skipped_tensors(adapter, tensors),
             *loras.warnings,
         ),

@@ -126,11 +126,32 @@ def test_a_server_that_is_down_is_told(server: Served, monkeypatch: pytest.Monke
             checkpoint.read("a", 0, memoryview(bytearray(1000)))
 
 
+def test_an_output_that_lies_elsewhere(server: Served, source: Path) -> None:
+    out = source / "uploaded"
+    asked = recipe(str(source / "wan"), out)
+    asked["output"]["copy_metadata"] = True
+    converter_core.convert(asked)
+    url = f"{server.url}/uploaded/wan.manifest.json"
+    report = converter_core.verify(url, f"{server.url}/wan/{INDEX}")
+    assert (report.ok, report.manifest) == (True, url)
+    assert report.weights
+    assert report.structure.checksums == converter_core.verify(out).structure.checksums
+    path = next(out.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    (out / "tokenizer/tokenizer_config.json").unlink()
+    found = {problem.file: problem.reason for problem in converter_core.verify(url).problems}
+    assert path.name in found
+    assert "cannot be opened" in found["tokenizer/tokenizer_config.json"]
+    assert len(found) == 2
+    alone = converter_core.verify(f"{server.url}/uploaded/{sorted(out.glob('*.safetensors'))[-1].name}")
+    assert alone.status == "structure only"
+
+
 def test_an_unknown_scheme_and_an_output_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(ConverterError, match="unknown scheme 'htps'; did you mean 'https'"):
         open_checkpoint("htps://bucket/x.safetensors")
-    with pytest.raises(ConverterError, match="verified where it lies on a disk"):
-        converter_core.verify("s3://bucket/out")
     with pytest.raises(ConverterError, match=r"output\.path: must be a folder on this machine"):
         converter_core.make_plan(recipe(str(tmp_path), "s3://bucket/out"))  # type: ignore[arg-type]
 
