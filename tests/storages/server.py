@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -49,15 +49,35 @@ def served(folder: Path) -> Iterator[Served]:
             self.json([one for one in listed if one])
 
         def answer(self, body: bool) -> None:
-            path = unquote(urlsplit(self.path).path)
+            path, query = unquote(urlsplit(self.path).path), parse_qs(urlsplit(self.path).query)
             with state.lock:
                 state.requests.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
             if re.fullmatch(r"/api/models/org/repo(/revision/[^/]+)?", path):
                 self.json({"id": "org/repo", "modelId": "org/repo", "sha": COMMIT, "siblings": [], "tags": []})
+            elif "list-type" in query:
+                self.bucket(query.get("prefix", [""])[0])
             elif found := re.fullmatch(r"/api/models/org/repo/tree/([^/]+)/?(.*)", path):
                 self.listing(state.folder / found[2])
             else:
-                self.file(state.folder / re.sub(r"^/org/repo/resolve/[^/]+/", "/", path).lstrip("/"), body)
+                self.file(state.folder / re.sub(r"^/(org/repo/resolve/[^/]+|bucket)/", "/", path).lstrip("/"), body)
+
+        def bucket(self, prefix: str) -> None:
+            """As S3 lists a bucket, one level at a time."""
+            here = state.folder / prefix
+            inside = sorted(here.iterdir()) if here.is_dir() else []
+            files = [one for one in inside if one.is_file()]
+            time = "<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&quot;e&quot;</ETag>"
+            text = "".join(
+                f"<Contents><Key>{prefix}{one.name}</Key>{time}<Size>{one.stat().st_size}</Size></Contents>"
+                for one in files
+            )
+            text += "".join(
+                f"<CommonPrefixes><Prefix>{prefix}{one.name}/</Prefix></CommonPrefixes>"
+                for one in inside
+                if one.is_dir()
+            )
+            listed = f"<ListBucketResult><IsTruncated>false</IsTruncated>{text}</ListBucketResult>"
+            self.content(listed.encode(), "application/xml")
 
         def listing(self, here: Path) -> None:
             if here.is_dir():
@@ -102,9 +122,11 @@ def served(folder: Path) -> Iterator[Served]:
                 self.close_connection = True
 
         def json(self, value: object) -> None:
-            text = json.dumps(value).encode()
+            self.content(json.dumps(value).encode(), "application/json")
+
+        def content(self, text: bytes, kind: str) -> None:
             self.send_response(200)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
