@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .contexts import ModelFacts, SourceTensors, WeightContext
+from .contexts import LoraChange, ModelFacts, SourceTensors, WeightContext
 from .formats import QuantFormat
 from .values import Extras, PlannedWeight, Stored, TensorSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .values import Parts
 
 
@@ -33,9 +35,6 @@ class Target(ABC):
     row_block: ClassVar[int | None] = None
     """As ``Quantizer.row_block``, for ``encode`` and ``decode``."""
 
-    one_file: ClassVar[bool] = False
-    """Whether the runtime reads one file only; layouts that make several are refused."""
-
     container: ClassVar[str] = ""
     """The name of the container it is written in; empty: the default one."""
 
@@ -51,6 +50,9 @@ class Target(ABC):
     flags: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """Switches that stand for keys of a recipe, e.g. ``{"--myrt-mode": {"target.format": "myrt"}}``."""
 
+    lora_forms: ClassVar[Collection[str]] = ()
+    """The forms of LoRAs (``lora``, ``diff``) that the runtime's own tool merges and ``merge_lora`` as it does."""
+
     @property
     def key_format(self) -> str:
         """The key format that model adapters are asked for."""
@@ -60,6 +62,11 @@ class Target(ABC):
     def config_format(self) -> str:
         """The key format that ``config.json`` is asked for in; that of the names unless a runtime mixes them."""
         return self.key_format
+
+    @property
+    def one_file(self) -> bool:
+        """Whether the runtime reads one file only; layouts that make several are refused."""
+        return False
 
     @property
     def file_name(self) -> str:
@@ -118,6 +125,13 @@ class Target(ABC):
         config: as the model adapter tells it in ``config_format``; empty if it is not known. Raises ``Refused``.
         """
         return None
+
+    def merge_lora(self, weight: Tensor, change: LoraChange, /) -> Tensor:
+        """Rows of a weight, [rows, columns], with a LoRA, as the runtime's own tool merges it, in the same dtype.
+
+        For ``source.lora_numerics: NAME``.
+        """
+        raise NotImplementedError
 
     def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
         """What a user of these files should know, e.g. a file that the runtime needs beside them."""

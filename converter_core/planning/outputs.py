@@ -120,7 +120,9 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         passthrough,
         source.loras.terms,
     )
-    quantized = source.quantized.weights if source.quantized else {}
+    before = source.quantized
+    stored = {} if before is None else {info.name: before.of(info) for info in source.infos}
+    quantized = {name: one for name, one in stored.items() if one is not None}
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
     made.problems += builder.problems
@@ -344,7 +346,9 @@ def _config(target: Target, source: SourcePlan, weights: Sequence[PlannedWeight]
 def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantizer]) -> dict[str, str]:
     """Of the plugins this output uses, and of the core: a new version may write other bytes."""
     registry = source.registry
+    numerics = made.recipe.source.lora_numerics
     origins = [
+        *([registry.targets.origins[numerics]] if numerics in registry.targets else []),
         registry.models.origins[source.adapter.name],
         registry.targets.origins[made.target.name],
         registry.layouts.origins[made.layout.name],
