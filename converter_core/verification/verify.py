@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
+from pathlib import Path
 
 from ..engine.worker_pool import Progress
 from ..errors import CheckpointError, VerificationError, shown
