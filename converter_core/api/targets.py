@@ -46,7 +46,9 @@ class Target(ABC):
     """Flags of the runtime's own converter that the command line does not have -> what to type instead."""
 
     flags: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    """Switches that stand for keys of a recipe, e.g. ``{"--myrt-mode": {"target.format": "myrt"}}``."""
+    """Flags that stand for keys of a recipe, e.g. ``{"--myrt-mode": {"target.format": "myrt"}}``; of one that takes a
+    value each value for itself: ``{"--kind=big": ...}``.
+    """
 
     @property
     def key_format(self) -> str:
