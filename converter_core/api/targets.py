@@ -35,9 +35,6 @@ class Target(ABC):
     row_block: ClassVar[int | None] = None
     """As ``Quantizer.row_block``, for ``encode`` and ``decode``."""
 
-    one_file: ClassVar[bool] = False
-    """Whether the runtime reads one file only; layouts that make several are refused."""
-
     container: ClassVar[str] = ""
     """The name of the container it is written in; empty: the default one."""
 
@@ -67,6 +64,11 @@ class Target(ABC):
         return self.key_format
 
     @property
+    def one_file(self) -> bool:
+        """Whether the runtime reads one file only; layouts that make several are refused."""
+        return False
+
+    @property
     def file_name(self) -> str:
         """The one name that the runtime looks for, without suffix; empty: any (``output.name``)."""
         return ""
@@ -86,6 +88,13 @@ class Target(ABC):
     @abstractmethod
     def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         """The inverse of ``encode``. Shapes come from the parts, or from ``context.spec`` where it is known."""
+
+    def plain_dtype(self, context: WeightContext, dtype: str, /) -> str:
+        """The dtype in which a weight that is not quantized is stored, for runtimes that read some in one dtype only.
+
+        dtype: its own, or that of ``target.dtype``; returned by default. Both are floating (``BF16``, ``F32`` ...).
+        """
+        return dtype
 
     def preferred_format(self, format: QuantFormat, /) -> QuantFormat:
         """What it takes in the place of a format that it does not, e.g. the same with one scale per tensor.

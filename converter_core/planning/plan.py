@@ -133,14 +133,18 @@ class OutputPlan:
     def status(self) -> str:
         if self.state.done:
             return "done"
-        return "resume" if self.state.resumes or self.state.finished is not None else "new"
+        if self.state.finished is not None:
+            return "check"
+        return "resume" if self.state.resumes else "new"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
             "name": self.name,
             "status": self.status,
+            "method": self.recipe.quantization.method,
             "target": self.target.name,
+            "runs_on": self.target.runs_on.get(self.recipe.quantization.method, ""),
             "layout": self.layout.name,
             "output": str(self.path),
             "groups": [vars(group) for group in self.groups],

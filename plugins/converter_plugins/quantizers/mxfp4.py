@@ -11,7 +11,7 @@ from torch import Tensor
 
 from converter_core.api import QuantFormat, Quantizer, hookimpl
 
-from . import _loops
+from . import _e8m0, _loops
 from ._bits import absmax, admit, by_pieces
 from ._fp4 import SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, scaled, steps
 from ._reference import Numerics, Reference
@@ -59,15 +59,17 @@ class Mxfp4(Reference, Quantizer):
         most = absmax(weight, WIDTH).view(weight.shape[0], -1)
         if self.is_reference:
             scale = _rceil(most)
-            reciprocal = _reciprocal(scale).masked_fill_(scale == 0, torch.inf)  # the kernel's flushes to zero first
+            reciprocal = _e8m0.inverse_power(scale).masked_fill_(
+                scale == 0, torch.inf
+            )  # the kernel's flushes to zero first
             return {"weight": encode_as_kernel(weight, reciprocal), "scale": scale.to(torch.uint8)}
         rule = self.scale_rule or "even"
         if rule == "mse":
             scale = _floor(most)
-            scale += (_rceil(most) - scale).mul_(_floor_is_better(weight, _reciprocal(scale)).logical_not_())
+            scale += (_rceil(most) - scale).mul_(_floor_is_better(weight, _e8m0.inverse_power(scale)).logical_not_())
         else:
             scale = {"rceil": _rceil, "floor": _floor, "even": _even}[rule](most)
-        return {"weight": encode(weight, _reciprocal(scale)), "scale": scale.to(torch.uint8)}
+        return {"weight": encode(weight, _e8m0.inverse_power(scale)), "scale": scale.to(torch.uint8)}
 
     def dequantize(self, parts: Parts, /) -> Tensor:
         return _scaled(decode(parts["weight"]), parts["scale"])
@@ -78,9 +80,8 @@ class Mxfp4(Reference, Quantizer):
 
 
 def _rceil(most: Tensor) -> Tensor:
-    """E8M0 of most / 6 rounded up to a power of two, as int32; 0 up to 2^-127 (bits 0x400000)."""
-    bits = (most * SIXTH).view(torch.int32)
-    return ((bits + 0x7FFFFF) >> 23) * (bits > 0x400000)
+    """E8M0 of most / 6 rounded up to a power of two, as int32."""
+    return _e8m0.smallest_power(most * SIXTH)
 
 
 def _floor(most: Tensor) -> Tensor:
@@ -115,14 +116,8 @@ def _floor_is_better(weight: Tensor, per_step: Tensor) -> Tensor:
     return by_pieces(better, weight, per_step)
 
 
-def _reciprocal(scale: Tensor) -> Tensor:
-    """2^(127 - E), exactly; 2^-127 is subnormal."""
-    return ((254 - scale) << 23).clamp_(min=0x400000).view(torch.float32)
-
-
 def _scaled(values: Tensor, scale: Tensor) -> Tensor:
-    power = (scale.to(torch.int32) << 23).clamp_(min=0x400000).view(torch.float32)
-    return values.view(*scale.shape, WIDTH).mul_(power.unsqueeze(-1)).view(values.shape)
+    return values.view(*scale.shape, WIDTH).mul_(_e8m0.power(scale).unsqueeze(-1)).view(values.shape)
 
 
 @hookimpl
