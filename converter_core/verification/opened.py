@@ -130,14 +130,16 @@ class OpenedOutput:
             raise VerificationError(f"{shown(against)}: has no tensor that {self.adapter.name} knows") from None
         notes = self.output.notes
         tensors = source_tensors(checkpoint)
-        quantized = transcode.recognise(tensors, self.registry, self.target, notes)
+        quantized, dressed = transcode.recognise(tensors, self.registry, self.target, notes), None
         if quantized is not None:
             notes.append(f"the source is itself quantized ({quantized}); it is compared bit by bit")
+            dressed = self.registry.targets[quantized.target]()
+            quantized = transcode.with_shapes(quantized, tensors, dressed, self.registry)
             tensors = transcode.unpacked(tensors, quantized)
         stores = Stores(checkpoint, partial(open_checkpoint, registry=self.registry))
         tensors = source_tensors(checkpoint, tensors, stores.of(self.adapter))
         stack.callback(stores.close)
-        return Source(stores, self.adapter, self.target, tensors, quantized)
+        return Source(stores, self.adapter, self.target, tensors, quantized, dressed)
 
     def infos(self, source: Source | None) -> Mapping[str, WeightInfo]:
         """What the model says of each weight, by its name in the output; by the output's own names without a source."""

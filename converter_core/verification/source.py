@@ -10,7 +10,7 @@ from ..api.contexts import SourceTensors, WeightContext
 from ..api.models import ModelAdapter
 from ..api.targets import Target
 from ..api.tensors import dtype_of, raw
-from ..api.values import TensorSpec, WeightInfo
+from ..api.values import Stored, TensorSpec, WeightInfo
 from ..engine.reading import Reader
 from ..planning.encoding import Encoding
 from ..planning.jobs import bind, joined_spec
@@ -39,14 +39,16 @@ class Source:
         target: Target,
         tensors: SourceTensors,
         quantized: Quantized | None,
+        dressed: Target | None = None,
     ) -> None:
-        """quantized: its weights that are quantized already; their parts can only be compared as they are."""
+        """quantized: its weights that are quantized already, which are compared as they are. dressed: their target."""
         self.stores = stores
         self.checkpoint = stores.base
         self.adapter = adapter
         self.target = target
         self.tensors = tensors
         self.quantized = quantized
+        self.dressed = dressed
         self._inference = ShapeInference(adapter)
 
     def spec(self, info: WeightInfo) -> TensorSpec:
@@ -56,11 +58,18 @@ class Source:
         return self._inference.run(Passthrough(), encoding, specs).spec
 
     def nbytes(self, info: WeightInfo) -> int:
-        if self.quantized is not None and info.name in self.quantized.weights:
-            keys = self.quantized.weights[info.name].keys.values()
+        stored = self.stored(info)
+        if stored is not None:
+            keys = stored.keys.values()
             return sum(self.checkpoint.tensors[key].nbytes for key in keys)
         bound = (one for source in info.sources.values() for one in bind(self.stores, source, self.adapter))
         return sum(one.spec.nbytes for one in bound)
+
+    def stored(self, info: WeightInfo) -> Stored | None:
+        """Of a weight that is quantized already."""
+        if self.quantized is None or not info.refs:
+            return None
+        return self.quantized.weights.get(info.refs[0].key)
 
     def rows(self, info: WeightInfo, start: int, stop: int, of: int) -> Tensor:
         """Rows of the assembled weight, which has ``of``; of one without rows, all of it."""

@@ -22,11 +22,6 @@ def row_format(codes: TensorSpec, symmetric: bool = True) -> QuantFormat | None:
     return format if format is None or symmetric else replace(format, symmetric=False)
 
 
-def with_exact_scales(format: QuantFormat) -> QuantFormat:
-    """The format for readers that keep float32 scales: not rounded to what bf16 holds."""
-    return replace(format, scale_precision="F32") if format in (INT8, FP8) else format
-
-
 def check_rows(reader: str, format: QuantFormat, parts: Parts) -> None:
     """Refused unless these are codes ``[N, K]`` and float32 scales ``[N, 1]``."""
     if replace(format, scale_precision="") not in (INT8, FP8):
