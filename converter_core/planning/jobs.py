@@ -131,9 +131,15 @@ class JobBuilder:
     def build(
         self, assignments: Sequence[Assignment], quantized: Mapping[str, Stored]
     ) -> tuple[tuple[PlannedWeight, ...], tuple[Job, ...]]:
+<<<<<<< HEAD
         """quantized: weights that are quantized already, by name."""
         infos = {assignment.info.name: assignment.info for assignment in assignments}
         taken = {bias.name for one in assignments if (bias := self._bias(one, infos)) is not None}
+=======
+        """quantized: weights that are quantized already, by name; their parts are copied one by one."""
+        by_name = {assignment.info.name: assignment for assignment in assignments}
+        taken = {bias.info.name for one in assignments if (bias := self._bias(one, by_name)) is not None}
+>>>>>>> main
         weights, jobs = [], []
         for assignment in assignments:
             if assignment.info.name in taken:
@@ -144,19 +150,19 @@ class JobBuilder:
             elif stored is not None:
                 made = self._transcoded(assignment.info, stored)
             else:
-                made = self._made(assignment, self._bias(assignment, infos))
+                made = self._made(assignment, self._bias(assignment, by_name))
             if made is not None:
                 weights.append(made[0])
                 jobs += made[1]
         return tuple(weights), tuple(jobs)
 
-    def _bias(self, assignment: Assignment, infos: Mapping[str, WeightInfo]) -> WeightInfo | None:
+    def _bias(self, assignment: Assignment, by_name: Mapping[str, Assignment]) -> Assignment | None:
         """The bias of a layer, where its quantizer asks for it."""
         if not assignment.quantizer.wants_bias:
             return None
         info = assignment.info
         name = info.bias if info.bias is not None else f"{info.name.removesuffix('.weight')}.bias"
-        return infos.get(name) if name != info.name else None
+        return by_name.get(name) if name != info.name else None
 
     def _fits(self, info: WeightInfo, stored: Stored) -> bool:
         """Whether a weight is dressed as the target would do it: then its parts can be copied one by one."""
@@ -200,7 +206,7 @@ class JobBuilder:
         name = self.adapter.rename(info.name, self.target.key_format)
         return PlannedWeight(info, name, TensorSpec("F32", shape), stored.format, tuple(outputs)), jobs
 
-    def _made(self, assignment: Assignment, bias: WeightInfo | None) -> tuple[PlannedWeight, list[Job]] | None:
+    def _made(self, assignment: Assignment, bias: Assignment | None) -> tuple[PlannedWeight, list[Job]] | None:
         job = self._job(assignment.info, assignment.quantizer, bias, assignment.rule)
         if job is None:
             return None
@@ -220,6 +226,7 @@ class JobBuilder:
         return outputs
 
     def _job(
+<<<<<<< HEAD
         self,
         info: WeightInfo,
         quantizer: Quantizer,
@@ -228,6 +235,9 @@ class JobBuilder:
         key: str | None = None,
         spec: TensorSpec | None = None,
         given: Mapping[str, TensorRef] | None = None,
+=======
+        self, info: WeightInfo, quantizer: Quantizer, bias: Assignment | None, rule: str, key: str | None = None
+>>>>>>> main
     ) -> Job | None:
         """None, and a problem, if the quantizer or the target refuses.
 
@@ -239,8 +249,14 @@ class JobBuilder:
         specs = {role: joined_spec(several) for role, several in sources.items()}
         main = specs.get("weight") or next(iter(specs.values()))
         # assembling usually keeps the shape of its first source; the dry run says what it is in the end
+<<<<<<< HEAD
         context = WeightContext(info, name, spec or main.spec, quantizer.format, self.model)
         encoding = Encoding(self.target, context, self._bias_context(bias), self.passthrough)
+=======
+        context = WeightContext(info, name, main.spec, quantizer.format, self.model)
+        cast = bias.quantizer if bias is not None and isinstance(bias.quantizer, Passthrough) else self.passthrough
+        encoding = Encoding(self.target, context, self._bias_context(bias), cast)
+>>>>>>> main
         terms = self.terms.get(info.name, ())
         in_float32 = any(term.target is None for term in terms)
         if in_float32 and isinstance(quantizer, Passthrough) and quantizer.dtype is None:
@@ -250,7 +266,7 @@ class JobBuilder:
             inputs |= {role: bind(self.stores, ref, self.adapter)[0] for role, ref in (given or {}).items()}
             if bias is not None:
                 (inputs[BIAS],) = (
-                    one for source in bias.sources.values() for one in bind(self.stores, source, self.adapter)
+                    one for source in bias.info.sources.values() for one in bind(self.stores, source, self.adapter)
                 )
             beside = {name: _spec(one) for name, one in inputs.items()}
             schema = self.inference.run(quantizer, encoding, specs, beside, merged=in_float32)
@@ -268,15 +284,15 @@ class JobBuilder:
             OutputTensor(encoding.key(role) if key is None else key, role, spec, nbytes)
             for role, (spec, nbytes) in schema.outputs.items()
         )
-        bias_terms = self.terms.get(bias.name, ()) if bias is not None else ()
+        bias_terms = self.terms.get(bias.info.name, ()) if bias is not None else ()
         export = Export(self.number, quantizer, encoding, schema, tensors, inputs, bias_terms)
         return Job(info, schema.spec, self.model, sources, (export,), terms)
 
-    def _bias_context(self, bias: WeightInfo | None) -> WeightContext | None:
+    def _bias_context(self, bias: Assignment | None) -> WeightContext | None:
         if bias is None:
             return None
-        name = self.adapter.rename(bias.name, self.target.key_format)
-        return WeightContext(bias, name, None, UNQUANTIZED, self.model)
+        name = self.adapter.rename(bias.info.name, self.target.key_format)
+        return WeightContext(bias.info, name, None, UNQUANTIZED, self.model)
 
     def _inputs(self, quantizer: Quantizer, context: WeightContext) -> dict[str, BoundTensor | Tensor]:
         found: dict[str, BoundTensor | Tensor] = {}
@@ -316,6 +332,12 @@ def joined_spec(several: Sequence[BoundTensor]) -> SourceSpec:
         names = ", ".join(bound.ref.key for bound in several)
         raise PluginError(f"{names} cannot be joined along the rows: they differ in dtype or columns")
     return SourceSpec(first.spec.rows(sum(bound.spec.shape[0] for bound in several)), True)
+
+
+def source_spec(info: WeightInfo, stores: Stores, adapter: ModelAdapter) -> TensorSpec:
+    """Of what a weight is read from; assembling usually keeps its shape."""
+    sources = {role: bind(stores, source, adapter) for role, source in info.sources.items()}
+    return joined_spec(sources.get("weight") or next(iter(sources.values()))).spec
 
 
 def merged(several: Iterable[Sequence[Job]]) -> tuple[Job, ...]:

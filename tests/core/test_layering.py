@@ -19,6 +19,7 @@ ORDER = [
     "errors",
     "sizes",
     "trusted",
+    "folder",
     "native",
     "api",
     "plugins",
