@@ -131,15 +131,9 @@ class JobBuilder:
     def build(
         self, assignments: Sequence[Assignment], quantized: Mapping[str, Stored]
     ) -> tuple[tuple[PlannedWeight, ...], tuple[Job, ...]]:
-<<<<<<< HEAD
         """quantized: weights that are quantized already, by name."""
-        infos = {assignment.info.name: assignment.info for assignment in assignments}
-        taken = {bias.name for one in assignments if (bias := self._bias(one, infos)) is not None}
-=======
-        """quantized: weights that are quantized already, by name; their parts are copied one by one."""
         by_name = {assignment.info.name: assignment for assignment in assignments}
         taken = {bias.info.name for one in assignments if (bias := self._bias(one, by_name)) is not None}
->>>>>>> main
         weights, jobs = [], []
         for assignment in assignments:
             if assignment.info.name in taken:
@@ -226,18 +220,14 @@ class JobBuilder:
         return outputs
 
     def _job(
-<<<<<<< HEAD
         self,
         info: WeightInfo,
         quantizer: Quantizer,
-        bias: WeightInfo | None,
+        bias: Assignment | None,
         rule: str,
         key: str | None = None,
         spec: TensorSpec | None = None,
         given: Mapping[str, TensorRef] | None = None,
-=======
-        self, info: WeightInfo, quantizer: Quantizer, bias: Assignment | None, rule: str, key: str | None = None
->>>>>>> main
     ) -> Job | None:
         """None, and a problem, if the quantizer or the target refuses.
 
@@ -249,14 +239,9 @@ class JobBuilder:
         specs = {role: joined_spec(several) for role, several in sources.items()}
         main = specs.get("weight") or next(iter(specs.values()))
         # assembling usually keeps the shape of its first source; the dry run says what it is in the end
-<<<<<<< HEAD
         context = WeightContext(info, name, spec or main.spec, quantizer.format, self.model)
-        encoding = Encoding(self.target, context, self._bias_context(bias), self.passthrough)
-=======
-        context = WeightContext(info, name, main.spec, quantizer.format, self.model)
         cast = bias.quantizer if bias is not None and isinstance(bias.quantizer, Passthrough) else self.passthrough
         encoding = Encoding(self.target, context, self._bias_context(bias), cast)
->>>>>>> main
         terms = self.terms.get(info.name, ())
         in_float32 = any(term.target is None for term in terms)
         if in_float32 and isinstance(quantizer, Passthrough) and quantizer.dtype is None:
