@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .api.contexts import ModelFacts
+from .api.calibration import inputs_of
+from .api.contexts import ModelFacts, SourceTensors
 from .api.models import ModelAdapter
 from .api.values import Stored
+from .calibration.file import is_calibration
 from .checkpoint.files import Checkpoint, NothingKnown, open_checkpoint
 from .checkpoint.recognition import open_source, recognisers
 from .planning import provenance, transcode
@@ -101,6 +103,7 @@ def _describe(
     checkpoint: Checkpoint, adapters: list[ModelAdapter], registry: Registry, skipped: list[str]
 ) -> Inspection:
     tensors = source_tensors(checkpoint)
+    is_statistics = is_calibration(checkpoint.metadata)
     first = min(registry.targets.values(), key=lambda cls: not cls.default, default=None)
     found = transcode.recognise(tensors, registry, first(), skipped) if first else None
     target = registry.targets[found.target]() if found else None
@@ -108,7 +111,7 @@ def _describe(
         found = transcode.with_shapes(found, tensors, target, registry)
     weights = found.weights if found else {}
     original = transcode.unpacked(tensors, found) if found else tensors
-    adapter, variant = next(iter(recognisers(adapters, original, skipped)), (None, None))
+    adapter, variant = next(iter(() if is_statistics else recognisers(adapters, original, skipped)), (None, None))
     facts = dict(adapter.describe(original)) if adapter else {}
     files = tuple(str(Path(file.path).absolute()) for file in checkpoint.files)
     model = ModelFacts(adapter.name if adapter else "", variant or "", facts, tensors.config, files)
@@ -126,11 +129,19 @@ def _describe(
         skipped=checkpoint.skipped,
         quantized=_summary(found.target, weights, checkpoint.metadata) if found else None,
         runtime_config=dict(target.runtime_config(model, weights, str(checkpoint.path.absolute()))) if target else {},
-        notes=tuple(target.notes(weights)) if target else (),
+        notes=(*(target.notes(weights) if target else ()), *([_of_statistics(tensors)] if is_statistics else [])),
         tensors=tuple(
             TensorSummary(key, spec.dtype, spec.shape, checkpoint.file_of(key)) for key, spec in tensors.items()
         ),
     )
+
+
+def _of_statistics(tensors: SourceTensors) -> str:
+    counts = [key for key in tensors if key.endswith(".count")]
+    sampled = [spec.shape[0] for key, spec in tensors.items() if key.endswith(".tokens")]
+    tokens = f"up to {max(sampled)} tokens of each" if sampled else "no tokens"
+    shared = len(inputs_of(tensors))
+    return f"activation statistics of {len(counts)} inputs, which {shared} more layers share; {tokens}"
 
 
 def _summary(target: str, weights: Mapping[str, Stored], metadata: Mapping[str, Any]) -> QuantizedSummary:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
     from ..trusted import read_file
+    from .calibration import split_tokens, statistics
     from .containers import ByteSource, Container, FileContents, HeaderReader, TensorReader
     from .contexts import LoraChange, ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
@@ -108,6 +109,8 @@ __all__ = [
     "read_file",
     "shown",
     "spec_of",
+    "split_tokens",
+    "statistics",
     "unknown",
 ]
 
@@ -131,6 +134,7 @@ _HOME = {
     ),
     "..sizes": ("parse_bytes",),
     "..trusted": ("read_file",),
+    ".calibration": ("split_tokens", "statistics"),
     ".containers": (
         "ByteSource",
         "Container",
