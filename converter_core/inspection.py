@@ -43,11 +43,13 @@ class QuantizedSummary:
     """The target whose files these are; how many weights there are in each format.
 
     schemes: as the metadata tells them, the recipe's rules first and its own method last; empty if it does not.
+    arrangement: format -> how codes and scales lie, for those of which the target says it.
     """
 
     target: str
     formats: Mapping[str, int]
     schemes: tuple[Rule, ...] = ()
+    arrangement: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,4 +135,5 @@ def _describe(
 
 def _summary(target: str, weights: Mapping[str, Stored], metadata: Mapping[str, Any]) -> QuantizedSummary:
     formats = Counter(stored.format.name for stored in weights.values())
-    return QuantizedSummary(target, dict(formats), provenance.load(metadata))
+    arrangement = {stored.format.name: dict(stored.arrangement) for stored in weights.values() if stored.arrangement}
+    return QuantizedSummary(target, dict(formats), provenance.load(metadata), arrangement)

@@ -33,6 +33,12 @@ def _scheme(scheme: dict[str, Any]) -> str:
     return f"{scheme['match']} {scheme['method']}" + (f" ({options})" if options else "")
 
 
+def _arranged(told: tuple[str, dict[str, str]]) -> str:
+    """``nvfp4: nibbles high first, scales swizzled 128x4``."""
+    format, arrangement = told
+    return f"{format}: {', '.join(' '.join(item) for item in arrangement.items())}"
+
+
 def _show(found: dict[str, Any], tensors: bool) -> None:
     quantized = found["quantized"]
     formats = ", ".join(f"{count:,} {name}" for name, count in quantized["formats"].items()) if quantized else ""
@@ -43,6 +49,7 @@ def _show(found: dict[str, Any], tensors: bool) -> None:
             **{name.replace("_", " "): value for name, value in found["facts"].items()},
             "quantized": f"for {quantized['target']}: {formats}" if quantized else "no",
             "schemes": "; ".join(map(_scheme, quantized["schemes"])) if quantized else "",
+            "stored as": "; ".join(map(_arranged, quantized["arrangement"].items())) if quantized else "",
             "dtypes": ", ".join(f"{count:,} {name}" for name, count in found["dtypes"].items()),
             "parameters": f"{found['parameters']:,}",
             "size": format_bytes(found["bytes"]),
