@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from .hookspecs import hookimpl
     from .json_text import load_json_object
     from .layouts import LayoutWriter
+    from .local_file import LocalFile
     from .models import ModelAdapter
     from .quantizers import Quantizer
+    from .storages import Entry, RemoteFile, Storage
     from .table_contents import TableContents
     from .table_model import TableModel
     from .tables import PREFIXES, Row, Size, Table, linear, norm
@@ -66,11 +68,13 @@ __all__ = [
     "ConverterError",
     "DeviceBackend",
     "DeviceStream",
+    "Entry",
     "Extras",
     "FileContents",
     "FileLayout",
     "HeaderReader",
     "LayoutWriter",
+    "LocalFile",
     "ModelAdapter",
     "ModelFacts",
     "OutputTensor",
@@ -82,9 +86,11 @@ __all__ = [
     "Quantizer",
     "RecipeError",
     "Refused",
+    "RemoteFile",
     "Row",
     "Size",
     "SourceTensors",
+    "Storage",
     "Stored",
     "SyntheticCheckpoint",
     "Table",
@@ -153,6 +159,7 @@ _HOME = {
     ".hookspecs": ("hookimpl",),
     ".json_text": ("load_json_object",),
     ".layouts": ("LayoutWriter",),
+    ".local_file": ("LocalFile",),
     ".models": ("ModelAdapter",),
     ".quantizers": ("Quantizer",),
     ".table_contents": ("TableContents",),
@@ -164,6 +171,11 @@ _HOME = {
         "Table",
         "linear",
         "norm",
+    ),
+    ".storages": (
+        "Entry",
+        "RemoteFile",
+        "Storage",
     ),
     ".targets": ("Target",),
     ".tensors": ("spec_of",),

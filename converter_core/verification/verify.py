@@ -8,12 +8,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
 
 from ..engine.worker_pool import Progress
 from ..errors import CheckpointError, shown
 from ..plugins.attribution import attribute_errors
 from ..plugins.registry import Registry, load_plugins
+from ..storage.location import Location, locate
 from .beside import look_beside
 from .expected import Expected, find_manifest, read_manifest
 from .files import Output
@@ -43,8 +43,8 @@ def verify(
     Raises VerificationError if it is not clear what to check; what is found to be wrong is in the report.
     """
     started = time.monotonic()
-    path = Path(output)
     registry = registry or load_plugins()
+    path = locate(output, registry.storages)
     manifest = find_manifest(path)
     empty = Verification(
         str(output), str(manifest) if manifest else None, str(against) if against is not None else None
@@ -72,7 +72,7 @@ def verify(
     )
 
 
-def _open(path: Path, manifest: Path | None, expected: Expected | None, registry: Registry) -> Output:
+def _open(path: Location, manifest: Location | None, expected: Expected | None, registry: Registry) -> Output:
     if manifest is None or expected is None:
         output = open_without_manifest(path, registry)
         suffixes = {suffix for file in output.files.values() for suffix in file.container.suffixes}
