@@ -56,6 +56,13 @@ class Quantizer(ABC):
         """What ``target.dtype`` defaults to when this is the recipe's method, e.g. ``float32``; None: ``keep``."""
         return None
 
+    def fallback(self, spec: TensorSpec, /) -> Quantizer | None:
+        """Another quantizer for a weight that this one cannot take, by its dtype and shape; the plan tells of it.
+
+        None (the default): it takes the weight, or refuses it. spec: of the weight's source, all rows.
+        """
+        return None
+
     @abstractmethod
     def quantize(self, weight: Tensor, /, *args: Any, **given: Any) -> Parts:
         """The parts of a weight (or of a slab of its rows), by role; the part that holds the codes comes first.

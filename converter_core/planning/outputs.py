@@ -28,9 +28,11 @@ from ..plugins.registry import Registry, options_of
 from ..recipe.load import Recipe, make_plugin
 from . import file_layout, notes, provenance, validate
 from .assignment import Assignment, Assignments, assign, quantizer_of
-from .jobs import Job, JobBuilder
+from .fallbacks import with_fallbacks
+from .jobs import Job, JobBuilder, source_spec
 from .loras import NO_LORAS, Loras
 from .passthrough import Passthrough
+from .plain_dtypes import with_plain_dtypes
 from .plan import OutputPlan, groups_of
 from .shape_inference import ShapeInference
 from .stores import Stores
@@ -90,11 +92,18 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     clashes = list(validate.names(source.infos, renamed, source.adapter.name))
     if clashes:
         raise PluginError(*clashes)
+
+    def spec_of(info: WeightInfo) -> TensorSpec:
+        return source_spec(info, source.stores, source.adapter)
+
+    told: list[str] = []
     if source.quantized is not None:
         unassigned = tuple(Assignment(info, passthrough, Passthrough.name) for info in source.infos)
         found = Assignments(unassigned, (), ())
     else:
-        found = assign(recipe, registry, source.adapter, source.infos, target, passthrough, main)
+        asked = assign(recipe, registry, source.adapter, source.infos, target, passthrough, main)
+        found, told = with_fallbacks(asked, spec_of)
+    found = with_plain_dtypes(found, target, source.model, renamed.__getitem__, spec_of)
     name = recipe.output.name or target.file_name or source.adapter.output_name(section.method)
     container = file_layout.container_of(target, registry)
     layout = _layout(recipe, registry)
@@ -104,6 +113,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
             f"{recipe.where('output.name')}: target {target.name} looks for {target.file_name} and not for {name}; "
             "leave output.name out"
         )
+    made.notes += told
     refused = list(_transcode_problems(recipe, target, source, made.notes))
     made.problems += refused
     made.problems += _quantized_without_scales(found.all, source)
