@@ -97,7 +97,7 @@ def _plan(
         problems += unread_scales(tensors, stores.base.location)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
-    loras = plan_loras(recipe, adapter, infos, stores, quantized)
+    loras = plan_loras(recipe, adapter, infos, stores, quantized, registry)
     problems += loras.problems
     source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, ShapeInference(adapter), loras)
     for one in recipes:
