@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .layouts import LayoutWriter
     from .models import ModelAdapter
     from .quantizers import Quantizer
+    from .roots import SourceRoot
     from .table_contents import TableContents
     from .table_model import TableModel
     from .tables import PREFIXES, Row, Size, Table, linear, norm
@@ -84,6 +85,7 @@ __all__ = [
     "Refused",
     "Row",
     "Size",
+    "SourceRoot",
     "SourceTensors",
     "Stored",
     "SyntheticCheckpoint",
@@ -155,6 +157,7 @@ _HOME = {
     ".layouts": ("LayoutWriter",),
     ".models": ("ModelAdapter",),
     ".quantizers": ("Quantizer",),
+    ".roots": ("SourceRoot",),
     ".table_contents": ("TableContents",),
     ".table_model": ("TableModel",),
     ".tables": (

@@ -41,13 +41,15 @@ class SourceSection:
     """Where the checkpoint is. None: detected.
 
     path: a directory (with or without an index), an index, or one file of weights.
-    type: the model adapter's name. format: the container of the files.
+    type: the model adapter's name. components: of a folder with several models, by name; empty: the main ones.
+    format: the container of the files.
     options: the model adapter's own dataclass fields; they need ``type``.
     loras: merged in this order. on_unmatched: what a LoRA's key that matches no weight is.
     """
 
     path: str = field(metadata={"read": folder})
     type: str | None = None
+    components: tuple[str, ...] = ()
     format: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     loras: tuple[LoraSection, ...] = ()
