@@ -14,6 +14,7 @@ from ..api.containers import ByteSource, Container
 from ..api.values import TensorSpec
 from ..containers.find import container_of_file, has_suffix, ordered
 from ..containers.index import preferred_index, read_index, some
+from ..containers.nature import nature
 from ..containers.tensor_file import TensorFile
 from ..errors import CheckpointError, PluginError, shown
 from ..plugins.registry import Catalogue, Registry, load_plugins
@@ -134,8 +135,8 @@ def open_checkpoint(
         return _Folder(path, containers).open(asked, owns_key)
     for cls in ordered(containers):
         if has_suffix(path.name, cls.index_suffixes):
-            return _indexed(path, path, cls())
-    (file,) = _open([path], lambda source: asked or container_of_file(source, containers))
+            return _indexed(path, path, cls(), containers)
+    (file,) = _open([path], lambda source: asked or container_of_file(source, containers), containers)
     return _checked(Checkpoint(path, path.parent, file.container.name, [file], (), False))
 
 
@@ -167,7 +168,7 @@ class _Folder:
         for container in formats:
             index = self._index(container)
             if index is not None:
-                return _indexed(self.path, index, container, self.weights)
+                return _indexed(self.path, index, container, self.containers, self.weights)
             found = [name for name in self.weights if has_suffix(name, container.suffixes)]
             if len(found) > 1 and not container.sharded:
                 unclear.append(
@@ -175,7 +176,7 @@ class _Folder:
                     f"{some(found, 10)}"
                 )
                 continue
-            files = _open([self.path / name for name in found], _always(container))
+            files = _open([self.path / name for name in found], _always(container), self.containers)
             known = [file for file in files if any(map(owns_key, file.tensors))]
             _close(file for file in files if file not in known)
             if known:
@@ -223,10 +224,12 @@ def _holds_weights(folder: Path, formats: Sequence[Container]) -> bool:
     return any(has_suffix(entry.name, suffixes) for entry in folder.iterdir())
 
 
-def _indexed(path: Path, index: Path, container: Container, weights: Sequence[str] = ()) -> Checkpoint:
+def _indexed(
+    path: Path, index: Path, container: Container, containers: Catalogue[Container], weights: Sequence[str] = ()
+) -> Checkpoint:
     where = read_index(index)
     names = sorted(set(where.values()))
-    files = _open([index.parent / name for name in names], _always(container))
+    files = _open([index.parent / name for name in names], _always(container), containers)
     listed: dict[str, set[str]] = {name: set() for name in names}
     for key, name in where.items():
         listed[name].add(key)
@@ -250,7 +253,9 @@ def _always(container: Container) -> Callable[[ByteSource], Container]:
     return lambda source: container
 
 
-def _open(paths: Iterable[Path], container_for: Callable[[ByteSource], Container]) -> list[TensorFile]:
+def _open(
+    paths: Iterable[Path], container_for: Callable[[ByteSource], Container], containers: Catalogue[Container]
+) -> list[TensorFile]:
     """All of them, or a CheckpointError with what is wrong with each and none left open."""
     files: list[TensorFile] = []
     problems: list[str] = []
@@ -258,7 +263,8 @@ def _open(paths: Iterable[Path], container_for: Callable[[ByteSource], Container
         try:
             files.append(TensorFile(LocalFile(path), container_for))
         except CheckpointError as error:
-            problems += error.problems
+            told = nature(path, containers)
+            problems += [told] if told else error.problems
     if problems:
         _close(files)
         raise CheckpointError(*problems)

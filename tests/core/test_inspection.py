@@ -49,7 +49,7 @@ def test_it_is_json(wan_source, registry):
     }
     assert set(seen) == {
         *("path", "format", "model", "variant", "facts", "dtypes", "parameters", "bytes", "files", "skipped"),
-        *("quantized", "runtime_config", "notes", "tensors"),
+        *("quantized", "runtime_config", "notes", "tensors", "problems", "next_steps", "components"),
     }
 
 
