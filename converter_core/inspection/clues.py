@@ -26,8 +26,8 @@ def of_unrecognised(tensors: SourceTensors, adapters: Sequence[ModelAdapter]) ->
     adapted = [match[1] for key in tensors if (match := _ADAPTER.fullmatch(key))]
     if 2 * len(adapted) > len(tensors):
         yield (
-            f"this is a LoRA or another adapter for {len(set(adapted))} layers, e.g. {shown(min(adapted))}, and no model "
-            "by itself: give it as source.loras (--lora-path) of the conversion of the model it was made for"
+            f"this is a LoRA or another adapter for {len(set(adapted))} layers, e.g. {shown(min(adapted))}, and no "
+            "model by itself: give it as source.loras (--lora-path) of the conversion of the model it was made for"
         )
         return
     for prefix in unknown_prefixes(tensors):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,9 @@ def component_recipes(
     with attribute_errors(registry):
         there = components_of(root, adapters, registry, [])
     chosen = _chosen(asked, there)
+    problems = list(_lora_problems(asked, [component.name for component in chosen]))
+    if problems:
+        raise PlanError(*problems)
     if all(component.relative == "." for component in chosen):
         return (_moved(asked, asked.source.path, ()),)
     return tuple(_recipe(asked, component) for component in chosen)
@@ -76,8 +79,21 @@ def _chosen(recipe: Recipe, there: Sequence[Component]) -> list[Component]:
     return [component for component in there if component.name in names]
 
 
+def _lora_problems(recipe: Recipe, chosen: Sequence[str]) -> Iterator[str]:
+    """LoRAs that are for no component, or for nobody knows which."""
+    for number, lora in enumerate(recipe.source.loras):
+        where = recipe.where(f"source.loras[{number}]")
+        if lora.component is not None and lora.component not in chosen:
+            yield f"{where}: {unknown('component', lora.component, chosen)}"
+        elif lora.component is None and len(chosen) > 1:
+            yield f"{where}: say which of {' and '.join(chosen)} it is for: component: {chosen[0]}"
+
+
 def _recipe(recipe: Recipe, component: Component) -> Recipe:
     made = _moved(recipe, str(component.path), (component.name,))
+    loras = [lora for lora in recipe.source.loras if lora.component in (None, component.name)]
+    source = replace(made.source, loras=tuple(replace(lora, component=None) for lora in loras))
+    made = _accepted(replace(made, source=source), recipe)
     if component.adapter.auxiliary and not recipe.source.type:
         made = _accepted(replace(made, source=replace(made.source, type=component.adapter.name)), recipe)
     return made

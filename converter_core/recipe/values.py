@@ -28,12 +28,13 @@ class Rule:
 class LoraSection:
     """A LoRA that is merged into the weights: ``W + strength * alpha / rank * B A``.
 
-    alpha: for pairs whose file has none; None: their rank.
+    alpha: for pairs whose file has none; None: their rank. component: of a folder with several models, which one.
     """
 
     path: str = field(metadata={"read": folder})
     strength: float = field(default=1.0, metadata={"read": finite})
     alpha: float | None = field(default=None, metadata={"read": finite})
+    component: str | None = None
 
 
 @dataclass(frozen=True)
