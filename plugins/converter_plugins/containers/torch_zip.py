@@ -24,6 +24,8 @@ from converter_core.api import (
     spec_of,
 )
 
+from ._torch_records import Records, StoredTensor, read_records
+
 WRAPPERS = ("state_dict", "model", "module")
 """Under which names training code wraps the tensors."""
 
@@ -44,21 +46,34 @@ class TorchZip(Container):
             raise CheckpointError(
                 f"{shown(source.name)}: a file of torch.save can only be read from a disk of this machine; download it"
             )
-        _check_archive(path)
+        records = _check_archive(path)
         tensors = _tensors(_unwrap(_load(path), path), path)
-        return FileContents({key: spec_of(tensor) for key, tensor in tensors.items()}, reader=_Mapped(tensors))
+        specs = {key: spec_of(tensor) for key, tensor in tensors.items()}
+        return FileContents(specs, _offsets(records, tensors, path), reader=_Mapped(tensors, source))
+
+
+def _offsets(records: Records, tensors: Mapping[str, Tensor], path: str) -> dict[str, int]:
+    """Where in the file tensors begin, as far as that is known: those are read as any file is."""
+    if records.content is None:
+        return {}
+    stored = _unwrap(records.content, path, StoredTensor)
+    places = {key: records.place(stored.get(key), tensor) for key, tensor in tensors.items()}
+    return {key: place for key, place in places.items() if place is not None}
 
 
 class _Mapped:
-    """Tensors that are mapped into memory."""
+    """Tensors that are mapped into memory: those whose rows lie scattered in the file."""
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, tensors: dict[str, Tensor], source: ByteSource) -> None:
         self._tensors = tensors
+        self._source = source
 
     def read(self, key: str, start: int, into: memoryview) -> None:
         tensor = self._tensors[key]
         if not len(into):
             return
+        # the process would be killed for a page that the file no longer has
+        self._source.read(self._source.size - 1, memoryview(bytearray(1)))
         stop = start + len(into)
         if not tensor.is_contiguous():
             row = tensor.numel() * tensor.element_size() // tensor.shape[0]
@@ -73,7 +88,7 @@ class _Mapped:
         self._tensors = {}
 
 
-def _check_archive(path: str) -> None:
+def _check_archive(path: str) -> Records:
     """That this is a zip of plainly stored records, so that nothing can be larger in memory than in the file."""
     name = shown(path)
     with open(path, "rb") as file:
@@ -91,14 +106,17 @@ def _check_archive(path: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
+            plain = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+            found = read_records(path, archive) if plain else Records()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise CheckpointError(f"{name}: the archive is damaged or cut short ({error}); download it again") from None
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+    if not plain:
         raise CheckpointError(
             f"{name}: its records are compressed, which torch.save never does; save it again by torch"
         )
     if sum(record.file_size for record in records) > Path(path).stat().st_size:
         raise CheckpointError(f"{name}: its records claim more bytes than the file has; it is damaged")
+    return found
 
 
 def _load(path: str) -> Any:
@@ -122,12 +140,12 @@ def _reason(error: Exception) -> str:
     return shown(lines[0][:200]) if lines else "no reason given"
 
 
-def _unwrap(content: Any, path: str) -> Mapping[Any, Any]:
+def _unwrap(content: Any, path: str, leaf: type = Tensor) -> Mapping[Any, Any]:
     for _ in range(MAX_DEPTH):
         if not isinstance(content, dict):
             raise CheckpointError(f"{shown(path)}: holds a {type(content).__name__}, not a mapping of names to tensors")
         inner = [name for name in WRAPPERS if isinstance(content.get(name), dict)]
-        if not inner or any(isinstance(value, Tensor) for value in content.values()):
+        if not inner or any(isinstance(value, leaf) for value in content.values()):
             return content
         if len(inner) > 1:
             raise CheckpointError(
@@ -156,7 +174,9 @@ def _unfit(key: Any, value: Any) -> str:
         return "is not a name"
     if not isinstance(value, Tensor):
         return f"is a {type(value).__name__}, not a tensor; save the tensors alone"
-    if value.layout is not torch.strided or value.is_quantized or value.is_conj() or value.is_neg():
+    if value.is_meta:
+        return "has no values (it is on the meta device); save it with them"
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized or value.is_conj() or value.is_neg():
         return "is not a plain dense tensor; convert it before saving"
     try:
         spec_of(value)
