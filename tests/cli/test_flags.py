@@ -218,7 +218,7 @@ def test_direction_in_other_spellings(spelling, capsys):
         ("-s a -o b --set target.layuot=by_block", ["--set: target.layuot", "did you mean 'layout'"]),
         ("-s a -o b --linear_type int9 --quantized", ["--linear-type: quantization.method", "did you mean 'int8'"]),
         ("-s a -o b -c 4Gib3", ["--chunk-size: target.chunk_size", "4Gib3"]),
-        ("-s a -o b --model_type wan_t5", ["--model-type: source.type", "unknown model 'wan_t5'"]),
+        ("-s a -o b --model_type wan_t9", ["--model-type: source.type", "unknown model 'wan_t9'"]),
         ("-s a -o b --non_linear_dtype torch.float64", ["--non-linear-dtype: target.dtype", "float32"]),
         ("--config none.yaml", ["none.yaml: cannot be read"]),
     ],
