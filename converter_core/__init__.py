@@ -48,6 +48,8 @@ if TYPE_CHECKING:
         WeightInfo,
         hookimpl,
     )
+    from .calibration.calibrate import calibrate, merge_calibrations
+    from .calibration.models import CalibrationSettings
     from .engine.convert import convert
     from .engine.result import OutputResult, Result
     from .engine.worker_pool import Progress
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UNQUANTIZED",
+    "CalibrationSettings",
     "CheckpointError",
     "Container",
     "ConversionError",
@@ -113,12 +116,14 @@ __all__ = [
     "WeightContext",
     "WeightInfo",
     "__version__",
+    "calibrate",
     "convert",
     "hookimpl",
     "inspect",
     "load_plugins",
     "load_recipe",
     "make_plan",
+    "merge_calibrations",
     "verify",
 ]
 
@@ -156,6 +161,8 @@ _HOME = {
         "WeightInfo",
         "hookimpl",
     ),
+    "calibration.calibrate": ("calibrate", "merge_calibrations"),
+    "calibration.models": ("CalibrationSettings",),
     "engine.convert": ("convert",),
     "engine.result": ("OutputResult", "Result"),
     "engine.worker_pool": ("Progress",),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
     from ..trusted import read_file
+    from .calibration import statistics
     from .containers import ByteSource, Container, FileContents, HeaderReader, TensorReader
     from .contexts import LoraChange, ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
@@ -116,6 +117,7 @@ __all__ = [
     "read_file",
     "shown",
     "spec_of",
+    "statistics",
     "unknown",
 ]
 
@@ -139,6 +141,7 @@ _HOME = {
     ),
     "..sizes": ("parse_bytes",),
     "..trusted": ("read_file",),
+    ".calibration": ("statistics",),
     ".containers": (
         "ByteSource",
         "Container",

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..api.calibration import inputs_of
 from ..api.contexts import ModelFacts, SourceTensors
 from ..api.models import ModelAdapter
 from ..api.targets import Target
+from ..calibration.file import is_calibration
 from ..checkpoint.files import Checkpoint, NothingKnown, open_checkpoint
 from ..checkpoint.recognition import open_source, recognisers
 from ..checkpoint.roots import components_of
@@ -97,7 +99,8 @@ def _describe(
     if found is not None and target is not None:
         found = transcode.with_shapes(found, tensors, target, registry)
     original = transcode.unpacked(tensors, found) if found else tensors
-    adapter, variant = next(iter(recognisers(adapters, original, skipped)), (None, None))
+    is_statistics = is_calibration(checkpoint.metadata)
+    adapter, variant = next(iter(() if is_statistics else recognisers(adapters, original, skipped)), (None, None))
     foreign = set(adapter.foreign(original)) if adapter else set()
     found = transcode.without(found, foreign)
     weights = found.weights if found else {}
@@ -108,7 +111,8 @@ def _describe(
     names = [*(file.name for file in checkpoint.files), *checkpoint.skipped]
     problems = [*clues.of_files(names), *(adapter.problems(original) if adapter else ())]
     notes = [*checkpoint.notes, *(target.notes(weights) if target and found else ())]
-    if adapter is None and found is None:
+    notes += [_of_statistics(tensors)] if is_statistics else []
+    if adapter is None and found is None and not is_statistics:
         notes += clues.of_unrecognised(tensors, adapters)
     if found is None:
         notes += clues.of_dtypes({key: tensors[key] for key in tensors if key not in foreign}, checkpoint.location)
@@ -190,3 +194,11 @@ def _summary(found: Quantized, metadata: Mapping[str, Any], manifest: Mapping[st
     stored = found.weights.values()
     arrangement = {one.format.name: dict(one.arrangement) for one in stored if one.arrangement}
     return QuantizedSummary(found.target, dict(formats), provenance.load(metadata), arrangement, options)
+
+
+def _of_statistics(tensors: SourceTensors) -> str:
+    counts = [key for key in tensors if key.endswith(".count")]
+    sampled = [spec.shape[0] for key, spec in tensors.items() if key.endswith(".tokens")]
+    tokens = f"up to {max(sampled)} tokens of each" if sampled else "no tokens"
+    shared = len(inputs_of(tensors))
+    return f"activation statistics of {len(counts)} inputs, which {shared} more layers share; {tokens}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..api.calibration import ORIGINAL
 from ..api.contexts import ModelFacts, WeightContext
 from ..api.formats import UNQUANTIZED
 from ..api.models import ModelAdapter
@@ -114,6 +115,7 @@ class JobBuilder:
         self.passthrough = passthrough
         self.terms = terms
         self.markers: dict[str, Tensor] = {}
+        self.without_bias: list[str] = []
         self._refused: dict[tuple[str, str, str], list[str]] = {}
 
     @property
@@ -132,6 +134,9 @@ class JobBuilder:
         by_name = {assignment.info.name: assignment for assignment in assignments}
         taken = {bias.info.name for one in assignments if (bias := self._bias(one, by_name)) is not None}
         weights, jobs = [], []
+        self.without_bias = [
+            one.info.name for one in assignments if one.quantizer.wants_bias and self._bias(one, by_name) is None
+        ]
         for assignment in assignments:
             if assignment.info.name in taken:
                 continue
@@ -150,7 +155,7 @@ class JobBuilder:
         if not assignment.quantizer.wants_bias:
             return None
         info = assignment.info
-        name = info.bias if info.bias is not None else f"{info.name.removesuffix('.weight')}.bias"
+        name = bias_name(info)
         return by_name.get(name) if name != info.name else None
 
     def _transcoded(self, info: WeightInfo, stored: Stored) -> tuple[PlannedWeight, list[Job]] | None:
@@ -194,7 +199,8 @@ class JobBuilder:
         specs = {role: joined_spec(several) for role, several in sources.items()}
         main = specs.get("weight") or next(iter(specs.values()))
         # assembling usually keeps the shape of its first source; the dry run says what it is in the end
-        context = WeightContext(info, name, main.spec, quantizer.format, self.model)
+        original = self.adapter.rename(info.name, ORIGINAL)
+        context = WeightContext(info, name, main.spec, quantizer.format, self.model, original=original)
         cast = bias.quantizer if bias is not None and isinstance(bias.quantizer, Passthrough) else self.passthrough
         encoding = Encoding(self.target, context, self._bias_context(bias), cast)
         terms = self.terms.get(info.name, ())
@@ -207,7 +213,7 @@ class JobBuilder:
                 (inputs[BIAS],) = (
                     one for source in bias.info.sources.values() for one in bind(self.stores, source, self.adapter)
                 )
-            given = {name: _spec(one) for name, one in inputs.items()}
+            given = {name: _spec(one) for name, one in inputs.items() if not _is_prepared(quantizer, one)}
             schema = self.inference.run(quantizer, encoding, specs, given, merged=in_float32)
         except Refused as refusal:
             advice = f" (chosen by {rule}); add {{rules}} with method none, or choose another method"
@@ -244,6 +250,11 @@ class JobBuilder:
             else:
                 found[name] = given
         return found
+
+
+def bias_name(info: WeightInfo) -> str:
+    """Of the same layer's bias, whether there is one or not."""
+    return info.bias if info.bias is not None else f"{info.name.removesuffix('.weight')}.bias"
 
 
 def bind(
@@ -286,6 +297,11 @@ def merged(several: Iterable[Sequence[Job]]) -> tuple[Job, ...]:
             one = found.get(case)
             found[case] = job if one is None else replace(one, exports=(*one.exports, *job.exports))
     return tuple(found.values())
+
+
+def _is_prepared(quantizer: Quantizer, given: BoundTensor | Tensor) -> bool:
+    whole = isinstance(given, BoundTensor) and not given.ref.by_rows
+    return whole and type(quantizer).prepare is not Quantizer.prepare
 
 
 def _spec(given: BoundTensor | Tensor) -> SourceSpec:

@@ -46,7 +46,7 @@ class SourcePlan:
     """What all outputs of a plan share: the source, as its model adapter sees it.
 
     tensors: with quantized weights in their own shapes. infos: every weight. quantized: weights that are quantized
-    already, if there are any. loras: what is merged into them.
+    already, if there are any. device: the name of the one it is computed on. loras: what is merged into them.
     """
 
     registry: Registry
@@ -57,6 +57,7 @@ class SourcePlan:
     infos: Sequence[WeightInfo]
     quantized: Quantized | None
     inference: ShapeInference
+    device: str
     loras: Loras = NO_LORAS
 
 
@@ -133,6 +134,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     quantized = source.quantized.weights if source.quantized else {}
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
+    made.notes += notes.without_bias(builder.without_bias)
     made.problems += builder.problems
     if not made.problems:
         made.problems += target.refuse(source.model, made.weights)
@@ -164,7 +166,7 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
             f"makes {len(files)}; leave the layout out, or choose one that makes a single file"
         )
     quantizers = {assignment.quantizer for assignment in made.assignments.all}
-    inputs = _input_files(quantizers)
+    inputs = _input_files(quantizers, recipe.source.calibration)
     loras = source.loras.metadata()
     metadata = {**container.metadata, **_metadata(made, source, inputs), **loras, **extras.metadata}
     layouts = _placed(made, files, metadata)
@@ -254,8 +256,11 @@ def _added(key: str, spec: TensorSpec) -> PlannedWeight:
     return PlannedWeight(WeightInfo(key, {}, "extra"), key, spec, UNQUANTIZED, (OutputTensor(key, "weight", spec),))
 
 
-def _input_files(quantizers: Iterable[Quantizer]) -> list[str]:
-    return sorted({path for one in quantizers for path in (*one.input_files(), *one.stores().values())})
+def _input_files(quantizers: Iterable[Quantizer], calibration: str | None) -> list[str]:
+    """Of what the quantizers are given beside the weights."""
+    at_work = [one for one in quantizers if one.name != Passthrough.name]
+    own = {path for one in at_work for path in (*one.input_files(), *one.stores().values())}
+    return sorted(own | {calibration}) if calibration is not None and at_work else sorted(own)
 
 
 def _metadata(made: Draft, source: SourcePlan, inputs: Sequence[str]) -> dict[str, Any]:
@@ -352,7 +357,11 @@ def _config(target: Target, source: SourcePlan, weights: Sequence[PlannedWeight]
 
 
 def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantizer]) -> dict[str, str]:
-    """Of the plugins this output uses, and of the core: a new version may write other bytes."""
+    """Of the plugins this output uses, and of the core: a new version may write other bytes.
+
+    And of torch, with the device, where those decide some of them.
+    """
+    quantizers = list(quantizers)
     registry = source.registry
     numerics = made.recipe.source.lora_numerics
     origins = [
@@ -364,4 +373,6 @@ def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantiz
         *(registry.quantizers.origins[q.name] for q in quantizers if q.name in registry.quantizers.origins),
     ]
     found = {origin.distribution: origin.version for origin in origins if origin.distribution}
+    if not all(one.same_everywhere for one in quantizers):
+        found["torch"] = f"{version('torch')} on {source.device}"
     return dict(sorted({**found, DISTRIBUTION: version(DISTRIBUTION)}.items()))

@@ -13,6 +13,8 @@ from ..api.formats import UNQUANTIZED
 from ..engine.memory import Budget
 from ..engine.worker_pool import Progress, WorkerPool
 from ..errors import ConverterError
+from ..planning.encoding import BIAS
+from ..planning.jobs import bias_name
 from ..planning.resources import DEFAULT_MEMORY, MOST_WORKERS
 from ..plugins.attribution import describe
 from ..recipe.check import cores
@@ -220,6 +222,8 @@ class Run:
 
     def _measured(self, report: WeightReport, weight: Weight, reading: Reading) -> WeightReport:
         info = self.infos.get(weight.name)
+        own = {role: key for role, key in weight.stored.keys.items() if role != BIAS}
+        weight = replace(weight, stored=replace(weight.stored, keys=own))
         specs = {role: self.specs[key] for role, key in weight.stored.keys.items()}
         if self.source is not None and self.source.quantized is not None:
             reason = self.measure.same_parts(weight, specs, reading)
@@ -235,6 +239,10 @@ class Run:
             return self.measure.finite(report, weight, quantizer, specs, reading)
         return self.measure.against_source(report, weight, quantizer, specs, reading, info)
 
+    def _has_bias(self, weight: Weight) -> bool:
+        """Whether the layer's bias was made together with its weight."""
+        return BIAS in weight.stored.keys and weight.name in self.infos
+
     def _account_for_source(self) -> None:
         if self.unnamed:
             self.output.problem(
@@ -243,7 +251,9 @@ class Run:
                 f"{self.unnamed[0]}; without it they cannot be compared",
             )
             return
-        for name in sorted(set(self.infos) - {weight.name for weight in self.opened.weights}):
+        there = {weight.name for weight in self.opened.weights}
+        there |= {bias_name(self.infos[one.name]) for one in self.opened.weights if self._has_bias(one)}
+        for name in sorted(set(self.infos) - there):
             self.output.problem("", "is in the source and not in the output", name)
 
 
