@@ -115,7 +115,9 @@ def _describe(
     if adapter is None and found is None and not is_statistics:
         notes += clues.of_unrecognised(tensors, adapters)
     if found is None:
-        notes += clues.of_dtypes({key: tensors[key] for key in tensors if key not in foreign}, checkpoint.location)
+        notes += clues.of_dtypes(
+            tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign}), checkpoint.location
+        )
     held = Counter(map(checkpoint.file_of, tensors))
     name = adapter.name if adapter else None
     where = str(checkpoint.location)
