@@ -85,6 +85,57 @@ LOOP e4m3_codes(const void *x, int dtype, size_t rows, size_t columns, const flo
     FOR_DTYPE(dtype, e4m3_codes_of(x, D, rows, columns, scale, out))
 }
 
+INLINE uint32_t e4m3_code(float steps)
+{
+    uint32_t bits = as_bits(lower(steps, 448));
+    uint32_t normal = ((bits + 0x7FFFF + (bits >> 20 & 1)) >> 20) - (120 << 3);
+    uint32_t subnormal = as_bits(lower(steps, 448) + 0x1p14f) - as_bits(0x1p14f);
+    return bits < as_bits(0x1p-6f) ? subnormal : normal;
+}
+
+INLINE void e4m3_codes_of_blocks_of(const void *x, int dtype, size_t blocks, const float *per_step, uint8_t *out)
+{
+    for (size_t block = 0; block < blocks; block++) {
+        const void *p = from(x, dtype, block * 32);
+        for (size_t i = 0; i < 32; i++)
+            out[block * 32 + i] =
+                (uint8_t)(e4m3_code(magnitude(p, dtype, i) * per_step[block]) | sign(p, dtype, i) << 7);
+    }
+}
+
+LOOP e4m3_codes_of_blocks(const void *x, int dtype, size_t blocks, const float *per_step, uint8_t *out)
+{
+    FOR_DTYPE(dtype, e4m3_codes_of_blocks_of(x, D, blocks, per_step, out))
+}
+
+INLINE void e3m2_codes_of(const void *x, int dtype, size_t blocks, const float *per_step, uint8_t *out)
+{
+    for (size_t block = 0; block < blocks; block++) {
+        const void *p = from(x, dtype, block * 32);
+        uint32_t codes[32];
+        for (size_t i = 0; i < 32; i++) {
+            float steps = lower(magnitude(p, dtype, i) * per_step[block], 28);
+            uint32_t bits = as_bits(steps);
+            /* as above: the exponents differ by 127 - 3, and below 2^-2 the step is 2^-4 */
+            uint32_t normal = ((bits + 0xFFFFF + (bits >> 21 & 1)) >> 21) - (124 << 2);
+            uint32_t subnormal = as_bits(steps + 0x1p19f) - as_bits(0x1p19f);
+            codes[i] = (bits < as_bits(0x1p-2f) ? subnormal : normal) | sign(p, dtype, i) << 5;
+        }
+        uint8_t *bytes = out + block * 24;
+        for (size_t i = 0; i < 8; i++) {
+            const uint32_t *four = codes + 4 * i;
+            bytes[3 * i] = (uint8_t)(four[0] | four[1] << 6);
+            bytes[3 * i + 1] = (uint8_t)(four[1] >> 2 | four[2] << 4);
+            bytes[3 * i + 2] = (uint8_t)(four[2] >> 4 | four[3] << 2);
+        }
+    }
+}
+
+LOOP e3m2_codes(const void *x, int dtype, size_t blocks, const float *per_step, uint8_t *out)
+{
+    FOR_DTYPE(dtype, e3m2_codes_of(x, D, blocks, per_step, out))
+}
+
 /* What the codes stand for, times the scale of their row. */
 LOOP e4m3_values(const uint8_t *codes, size_t rows, size_t columns, const float *scale, float *out)
 {

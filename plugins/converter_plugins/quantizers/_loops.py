@@ -24,6 +24,8 @@ _library = load_kernels(
     e4m3_costs=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER),
     e4m3_best_steps=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     e2m1_codes=(*_WEIGHT, _SIZE, _POINTER, _POINTER),
+    e4m3_codes_of_blocks=(*_WEIGHT, _POINTER, _POINTER),
+    e3m2_codes=(*_WEIGHT, _POINTER, _POINTER),
     floor_is_better=(*_WEIGHT, _POINTER, _POINTER),
     shared_floor_is_better=(*_WEIGHT, _POINTER, _POINTER, _SIZE, _POINTER),
     best_steps=(*_WEIGHT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
@@ -81,6 +83,20 @@ def e4m3_best_steps(weight: Tensor, reach: Tensor, first: Tensor, shares: Tensor
 def e2m1_codes(weight: Tensor, per_step: Tensor) -> Tensor:
     out = torch.empty(weight.shape[0], weight.shape[1] // 2, dtype=torch.uint8)
     _call("e2m1_codes", weight, per_step.numel(), weight.numel() // per_step.numel(), per_step, out)
+    return out
+
+
+def e4m3_codes_of_blocks(blocks: Tensor, per_step: Tensor) -> Tensor:
+    """Of [n, 32]."""
+    out = torch.empty(blocks.shape, dtype=torch.float8_e4m3fn)
+    _call("e4m3_codes_of_blocks", blocks, blocks.shape[0], per_step, out)
+    return out
+
+
+def e3m2_codes(blocks: Tensor, per_step: Tensor) -> Tensor:
+    """Of [n, 32], packed: uint8 [n, 24]."""
+    out = torch.empty(blocks.shape[0], blocks.shape[1] * 3 // 4, dtype=torch.uint8)
+    _call("e3m2_codes", blocks, blocks.shape[0], per_step, out)
     return out
 
 

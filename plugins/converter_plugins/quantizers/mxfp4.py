@@ -11,7 +11,7 @@ from torch import Tensor
 
 from converter_core.api import QuantFormat, Quantizer, hookimpl
 
-from . import _loops
+from . import _e8m0, _loops
 from ._bits import absmax, admit, by_pieces, halving_sum
 from ._fp4 import SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, nearest, scaled, steps
 from ._gptq import TO_E2M1, fitted
@@ -67,11 +67,11 @@ class Mxfp4(Reference, Calibrated, Quantizer):
 
     def fitted(self, weight: Tensor, parts: Parts, fit: Parts) -> Parts:
         def units(columns: Tensor, counts: Tensor) -> Tensor:
-            return _power(_better(columns, absmax(columns, WIDTH).view(-1, 1), counts))
+            return _e8m0.power(_better(columns, absmax(columns, WIDTH).view(-1, 1), counts))
 
         values, unit = fitted(weight, fit, WIDTH, units, nearest, TO_E2M1)
         scale = (unit.view(torch.int32) >> 23).clamp_(min=0)
-        return {"weight": encode(values, _reciprocal(scale)), "scale": scale.to(torch.uint8)}
+        return {"weight": encode(values, _e8m0.inverse_power(scale)), "scale": scale.to(torch.uint8)}
 
     def rounded(self, weight: Tensor, /, *, mean_square: Tensor | None = None) -> Parts:
         weight = admit(weight, WIDTH)
@@ -80,14 +80,16 @@ class Mxfp4(Reference, Calibrated, Quantizer):
         most = absmax(weight, WIDTH).view(weight.shape[0], -1)
         if self.is_reference:
             scale = _rceil(most)
-            reciprocal = _reciprocal(scale).masked_fill_(scale == 0, torch.inf)  # the kernel's flushes to zero first
+            reciprocal = _e8m0.inverse_power(scale).masked_fill_(
+                scale == 0, torch.inf
+            )  # the kernel's flushes to zero first
             return {"weight": encode_as_kernel(weight, reciprocal), "scale": scale.to(torch.uint8)}
         rule = self.scale_rule or "even"
         if rule in ("mse", "weighted"):
             scale = _better(weight, most, shares_of(mean_square))
         else:
             scale = {"rceil": _rceil, "floor": _floor, "even": _even}[rule](most)
-        return {"weight": encode(weight, _reciprocal(scale)), "scale": scale.to(torch.uint8)}
+        return {"weight": encode(weight, _e8m0.inverse_power(scale)), "scale": scale.to(torch.uint8)}
 
     def dequantize(self, parts: Parts, /) -> Tensor:
         return _scaled(decode(parts["weight"]), parts["scale"])
@@ -100,14 +102,13 @@ class Mxfp4(Reference, Calibrated, Quantizer):
 def _better(weight: Tensor, most: Tensor, shares: Tensor | None) -> Tensor:
     """E8M0 of floor or, where that is better, of the next, as int32. most: largest magnitudes of the blocks."""
     scale = _floor(most)
-    better = _floor_is_better(weight, _reciprocal(scale), of_blocks(shares, WIDTH))
+    better = _floor_is_better(weight, _e8m0.inverse_power(scale), of_blocks(shares, WIDTH))
     return scale.add_((_rceil(most) - scale).mul_(better.logical_not_()))
 
 
 def _rceil(most: Tensor) -> Tensor:
-    """E8M0 of most / 6 rounded up to a power of two, as int32; 0 up to 2^-127 (bits 0x400000)."""
-    bits = (most * SIXTH).view(torch.int32)
-    return ((bits + 0x7FFFFF) >> 23) * (bits > 0x400000)
+    """E8M0 of most / 6 rounded up to a power of two, as int32."""
+    return _e8m0.smallest_power(most * SIXTH)
 
 
 def _floor(most: Tensor) -> Tensor:
@@ -145,18 +146,8 @@ def _floor_is_better(weight: Tensor, per_step: Tensor, shares: Tensor | None) ->
     return by_pieces(better, weight, per_step)
 
 
-def _reciprocal(scale: Tensor) -> Tensor:
-    """2^(127 - E), exactly; 2^-127 is subnormal."""
-    return ((254 - scale) << 23).clamp_(min=0x400000).view(torch.float32)
-
-
-def _power(scale: Tensor) -> Tensor:
-    """2^(E - 127), float32; 2^-127 is subnormal."""
-    return (scale.to(torch.int32) << 23).clamp_(min=0x400000).view(torch.float32)
-
-
 def _scaled(values: Tensor, scale: Tensor) -> Tensor:
-    return values.view(*scale.shape, WIDTH).mul_(_power(scale).unsqueeze(-1)).view(values.shape)
+    return values.view(*scale.shape, WIDTH).mul_(_e8m0.power(scale).unsqueeze(-1)).view(values.shape)
 
 
 @hookimpl
