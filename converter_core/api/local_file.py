@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .. import system, trusted
+from .. import system
 from ..errors import CheckpointError, shown
+from ..trusted import open_regular
 
 
 class LocalFile:
@@ -19,7 +20,7 @@ class LocalFile:
         self.name = os.fspath(path)
         self.path: str | None = self.name
         try:
-            self._file = os.fdopen(trusted.open_regular(path), "rb", buffering=0)
+            self._file = os.fdopen(open_regular(path), "rb", buffering=0)  # held until close
         except OSError as error:
             reason = "is not a file" if Path(path).exists() and not Path(path).is_file() else None
             raise CheckpointError(f"{shown(self.name)}: {reason or f'cannot be opened: {error.strerror}'}") from None

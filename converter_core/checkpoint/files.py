@@ -13,17 +13,22 @@ from ..api.containers import ByteSource, Container
 from ..api.storages import Entry
 from ..api.values import TensorSpec
 from ..containers.find import container_of_file, has_suffix, ordered
-from ..containers.index import LARGEST_INDEX, parse_index, preferred_index, some
+from ..containers.index import parse_index, preferred_index, some
 from ..containers.nature import nature
 from ..containers.tensor_file import TensorFile
 from ..errors import CheckpointError, PluginError, shown
 from ..plugins.registry import Catalogue, Registry, load_plugins
 from ..storage.location import Location, locate
+from ..trusted import INDEX
 
 __all__ = ["Checkpoint", "NothingKnown", "SourceFile", "open_checkpoint", "weight_suffixes"]
 
 OTHER_SUFFIXES = (".onnx",)
 """Of files that hold weights in formats that no container here may read."""
+
+
+MOST_TENSORS = 1_000_000
+"""Of a checkpoint. Time and memory grow with them; the largest models have some thousands."""
 
 
 class NothingKnown(CheckpointError):
@@ -245,7 +250,7 @@ def _indexed(
     containers: Catalogue[Container],
     weights: Sequence[str] = (),
 ) -> Checkpoint:
-    where = parse_index(index.content(LARGEST_INDEX), index)
+    where = parse_index(index.content(INDEX), index)
     names = sorted(set(where.values()))
     files = _open([index.parent / name for name in names], _always(container), containers)
     listed: dict[str, set[str]] = {name: set() for name in names}
@@ -315,6 +320,10 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
         "path"
         for (one, other), keys in twice.items()
     ]
+    if len(checkpoint.tensors) > MOST_TENSORS:
+        problems = [
+            f"{shown(checkpoint.location)}: has {len(checkpoint.tensors):,} tensors; at most {MOST_TENSORS:,} are read"
+        ]
     if not checkpoint.tensors:
         problems.append(f"{shown(checkpoint.location)}: has no tensors")
     if problems:

@@ -15,6 +15,7 @@ import torch
 from .. import system
 from ..api.devices import DeviceStream
 from ..errors import ConversionError, ConverterError, PlanError, shown
+from ..folder import Folder, make_folder
 from ..output.manifest import manifest_name
 from ..output.state import OutputState, output_state
 from ..planning.components import make_plans
@@ -23,7 +24,6 @@ from ..planning.plan import OutputPlan, Plan
 from ..planning.slab_size import Cut, cut
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe
-from ..trusted import Folder, make_folder
 from .memory import Budget
 from .output_run import OutputRun
 from .prepared import Prepared, grouped

@@ -32,7 +32,8 @@ class Fingerprint:
 
 def digest(value: Any) -> str:
     """sha256 hex of a JSON value, whatever the order of its mappings."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()  # paths need not be Unicode
 
 
 def fingerprint(

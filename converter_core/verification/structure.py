@@ -11,10 +11,11 @@ from typing import Any
 from ..api.containers import Container
 from ..api.values import TensorSpec
 from ..checkpoint.files import open_checkpoint
-from ..containers.index import LARGEST_INDEX, parse_index
+from ..containers.index import parse_index
 from ..errors import CheckpointError, shown
 from ..plugins.registry import Registry
 from ..storage.location import Location
+from ..trusted import INDEX
 from .expected import Expected, reason_of
 from .files import BLOCK, Output, OutputFile
 
@@ -149,7 +150,7 @@ def _check_side_file(output: Output, name: str, crc32: object, expected: Expecte
 
 def _check_index(output: Output, name: str, path: Location, expected: Expected) -> None:
     try:
-        index = parse_index(path.content(LARGEST_INDEX), path)
+        index = parse_index(path.content(INDEX), path)
     except CheckpointError as error:
         output.problem(name, "; ".join(error.problems))
         return

@@ -20,6 +20,7 @@ ORDER = [
     "sizes",
     "system",
     "trusted",
+    "folder",
     "native",
     "api",
     "plugins",

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from converter_core import trusted
+from converter_core import folder as folders
+from converter_core.folder import Folder
 from converter_core.output.fingerprint import Fingerprint
 from converter_core.output.journal import NAME, Begun, Journal, read
-from converter_core.trusted import Folder, is_inside, open_regular, read_file
+from converter_core.trusted import is_inside, open_regular, read_file
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_names_inside(name: str) -> None:
 @pytest.fixture(params=["by descriptors", "by paths"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
     """In two ways: the second is that of systems without names relative to a folder."""
-    monkeypatch.setattr(trusted, "_RELATIVE", request.param == "by descriptors")
+    monkeypatch.setattr(folders, "_RELATIVE", request.param == "by descriptors")
     (tmp_path / "in").mkdir()
     (tmp_path / "out" / "deep").mkdir(parents=True)
     (tmp_path / "out" / "victim").write_text("precious")
