@@ -18,6 +18,7 @@ from .trusted import CAREFULLY, NO_LINK, open_regular, read_file
 
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _RELATIVE = not portable() and {os.open, os.stat, os.unlink, os.rmdir, os.mkdir, os.rename} <= os.supports_dir_fd
+_NOT_KNOWN = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _REPARSE_POINT = getattr(stat, "FILE_ATTRIBUTE_REPARSE_POINT", 0)
 
 
@@ -165,9 +166,13 @@ class Folder:
             os.utime(folder._join(last), ns=(ns, ns), dir_fd=folder._fd, follow_symlinks=False)
 
     def sync(self) -> None:
-        """Its names are on the disk. Where folders cannot be held open they cannot be synced either."""
+        """Its names are on the disk, where the system and the file system know how to sync a folder."""
         if self._fd is not None:
-            os.fsync(self._fd)
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                if error.errno not in _NOT_KNOWN:
+                    raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _at(self) -> int | Path:
         return self.path if self._fd is None else self._fd

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
     from ..trusted import read_file
-    from .calibration import statistics
+    from .calibration import split_tokens, statistics
     from .containers import ByteSource, Container, FileContents, HeaderReader, TensorReader
     from .contexts import LoraChange, ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
@@ -117,6 +117,7 @@ __all__ = [
     "read_file",
     "shown",
     "spec_of",
+    "split_tokens",
     "statistics",
     "unknown",
 ]
@@ -141,7 +142,7 @@ _HOME = {
     ),
     "..sizes": ("parse_bytes",),
     "..trusted": ("read_file",),
-    ".calibration": ("statistics",),
+    ".calibration": ("split_tokens", "statistics"),
     ".containers": (
         "ByteSource",
         "Container",

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ..errors import Refused
 from .contexts import SourceTensors, WeightContext
 from .values import TensorRef, TensorSpec, refs_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ORIGINAL = "original"
 """The key format of the names in a calibration file."""
@@ -29,6 +33,16 @@ _SHAPES: Mapping[str, tuple[frozenset[str], int]] = {
     "mean_square": (frozenset({"F32"}), 1),
     "tokens": (frozenset({"BF16", "F16", "F32"}), 2),
 }
+
+
+HELD_OUT = 4
+"""One in so many of the sampled tokens, the last ones, is for comparing only."""
+
+
+def split_tokens(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(those that a rounding may look at, those that are held out), of [T, I]."""
+    seen = len(tokens) - max(1, len(tokens) // HELD_OUT)
+    return tokens[:seen], tokens[seen:]
 
 
 def layer_of(name: str) -> str:

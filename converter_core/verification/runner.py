@@ -19,6 +19,7 @@ from ..planning.resources import DEFAULT_MEMORY, MOST_WORKERS
 from ..plugins.attribution import describe
 from ..recipe.check import cores
 from .files import Reading
+from .held_out import HeldOut
 from .measure import Measure, Wrong
 from .opened import OpenedOutput, Weight
 from .result import Copied, Structure, Verification, WeightReport
@@ -29,7 +30,11 @@ class Run:
     """Workers take weights one by one; each is read slab by slab."""
 
     def __init__(
-        self, opened: OpenedOutput, source: Source | None, progress: Callable[[Progress], None] | None
+        self,
+        opened: OpenedOutput,
+        source: Source | None,
+        progress: Callable[[Progress], None] | None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.opened = opened
         self.output = opened.output
@@ -39,7 +44,7 @@ class Run:
         self.specs = self.output.tensors
         self.budget = Budget(DEFAULT_MEMORY)
         self.pool: WorkerPool[Weight] = WorkerPool(0, progress)
-        self.measure = Measure(opened.target, source, self.budget, self.pool.advance)
+        self.measure = Measure(opened.target, source, self.budget, self.pool.advance, held_out)
         self.weights: dict[str, WeightReport] = {}
         self.copied: dict[str, bool] = {}
         self.checked: set[str] = set()

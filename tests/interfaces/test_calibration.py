@@ -186,12 +186,15 @@ def test_gptq_prepares_each_input_once(
             assert ("torch" in plan.outputs[0].distributions) == (rounding == "gptq")
             converter_core.convert(plan)
         written = load_file(tmp_path / rounding / "x.safetensors")
-        report = converter_core.verify(tmp_path / rounding, source, registry=registry)
+        report = converter_core.verify(tmp_path / rounding, source, calibration=file, registry=registry)
         assert report.ok, report.problems
-        for layer in ("layers.0.up", "layers.1.up"):
+        for layer, told in zip(("layers.0.up", "layers.1.up"), report.weights, strict=True):
             restored = written[f"{layer}.weight"].float() * written[f"{layer}.weight_scale"]
-            outputs = (before[f"{layer}.weight"].float() - restored) @ tokens[96:].float().t()
+            exact = before[f"{layer}.weight"].float()
+            outputs = (exact - restored) @ tokens[96:].float().t()
             error[rounding] = error.get(rounding, 0.0) + outputs.square().sum().item()
+            relative = outputs.norm() / (exact @ tokens[96:].float().t()).norm()
+            assert told.output_error == pytest.approx(relative.item(), rel=1e-4)
     assert calls == [{"mean"}, {"mean", "tokens"}]
     assert error["gptq"] < 0.6 * error["nearest"]
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from converter_core.api import split_tokens
+
 from . import _loops
 
 if TYPE_CHECKING:
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
 
 DAMPINGS = (0.03, 0.1, 0.3, 1.0)
 """Of the mean of H's diagonal, added to it; the one whose expected error on the held-out tokens is the least."""
-
-HELD_OUT = 4
-"""One in so many tokens, the last ones."""
 
 LEAST_TOKENS = 64
 
@@ -50,8 +49,7 @@ def prepared(tokens: Tensor, by_activity: bool) -> Parts:
     order: int64 [K], the columns as they are held. factor: float32 [K, K], L with each column over its diagonal.
     gains: float32 [K], the squares of that diagonal. held: float32 [K, tokens], held-out tokens.
     """
-    split = len(tokens) - max(1, len(tokens) // HELD_OUT)
-    seen, held = tokens[:split].float(), tokens[split:].float()
+    seen, held = (part.float() for part in split_tokens(tokens))
     columns = tokens.shape[1]
     if by_activity:
         order = seen.square().mean(0).argsort(stable=True)
