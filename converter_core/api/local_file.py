@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .. import system
+from .. import system, trusted
 from ..errors import CheckpointError, shown
-from ..trusted import open_regular
 
 
 class LocalFile:
@@ -20,10 +19,9 @@ class LocalFile:
         self.name = os.fspath(path)
         self.path: str | None = self.name
         try:
-            self._file = os.fdopen(open_regular(path), "rb", buffering=0)  # held until close
+            self._file = os.fdopen(trusted.open_regular(path), "rb", buffering=0)  # held until close
         except OSError as error:
-            reason = "is not a file" if Path(path).exists() and not Path(path).is_file() else None
-            raise CheckpointError(f"{shown(self.name)}: {reason or f'cannot be opened: {error.strerror}'}") from None
+            raise CheckpointError(f"{shown(self.name)}: cannot be opened: {error.strerror}") from None
         self._stat = os.fstat(self._file.fileno())
         self.size = self._stat.st_size
         self.version: int | str = self._stat.st_mtime_ns

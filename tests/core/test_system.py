@@ -19,12 +19,12 @@ import json, os, sys, threading
 from pathlib import Path
 import torch
 import converter_core
-from converter_core import trusted
+from converter_core import folder
 from converter_core.checkpoint.synthetic import write_synthetic
 from converter_core.engine import slabs
 from converter_plugins.models.wan_dit import WanDit
 
-assert not trusted._RELATIVE
+assert not folder._RELATIVE
 root = Path(sys.argv[1])
 write_synthetic(root / "in", WanDit().synthetic(), shards=2)
 recipe = {
