@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -81,6 +81,15 @@ def with_shapes(
             stored = replace(stored, shape=known[case])
         weights[name] = stored
     return replace(quantized, weights=weights)
+
+
+def without(quantized: Quantized | None, foreign: Collection[str]) -> Quantized | None:
+    """The same without the weights of other models in the file; None if none are left."""
+    if quantized is None or not foreign:
+        return quantized
+    others = set(foreign)
+    own = {name: stored for name, stored in quantized.weights.items() if name not in others}
+    return Quantized(quantized.target, own) if own else None
 
 
 def unpacked(tensors: SourceTensors, quantized: Quantized) -> SourceTensors:
