@@ -5,9 +5,10 @@ A matrix product of a BLAS changes with the number of rows and with the machine.
     acc = float32(W[i, j]);   for r = 0, 1, 2 ...:   acc = fma(B[i, r], A[r, j], acc)
 
 each ``fma`` rounded once, to nearest even (IEEE 754 ``fusedMultiplyAdd``), so that slabs, workers and machines agree.
-On a CPU a compiled loop does it. Elsewhere torch does the same with more passes over memory: the product of two float32
-is exact in float64, and a sum in float64 that is rounded to odd rounds to float32 as the exact sum does (S. Boldo,
-G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008).
+A compiled loop does it on the host, for tensors of a card too: carrying the rows there and back takes less time than
+all of torch's passes. Without that loop torch does the same, rank by rank and much more slowly: the product of two
+float32 is exact in float64, and a sum in float64 that is rounded to odd rounds to float32 as the exact sum does (S.
+Boldo, G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
+from ..native.loader import KERNEL_DTYPES, load_kernels
 
 _library = load_kernels(
     __file__,
@@ -41,14 +42,12 @@ def add_product(begin: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
     begin: any floating dtype, [rows, columns]. left: float32 [rows, ranks]. right: float32 [ranks, columns].
     """
-    if kernels_suit(_library, begin) and begin.dtype in KERNEL_DTYPES and left.shape[1]:
-        begin, left, right = begin.contiguous(), left.contiguous(), right.contiguous()
-        out = torch.empty(begin.shape, dtype=torch.float32)
-        if out.numel():
-            first = (begin.data_ptr(), KERNEL_DTYPES[begin.dtype], *begin.shape)
-            last = (left.data_ptr(), right.data_ptr(), left.shape[1], out.data_ptr())
-            _library.chain(*first, *last)  # type: ignore[union-attr]
-        return out
+    if _library is not None and begin.dtype in KERNEL_DTYPES and left.shape[1]:
+        rows, factors, others = (tensor.cpu().contiguous() for tensor in (begin, left, right))
+        out = torch.empty(rows.shape, dtype=torch.float32)
+        first = (rows.data_ptr(), KERNEL_DTYPES[rows.dtype], *rows.shape, factors.data_ptr(), others.data_ptr())
+        _library.chain(*first, factors.shape[1], out.data_ptr())
+        return out.to(begin.device)
     total = begin.to(torch.float32)
     for rank in range(left.shape[1]):
         total = _emulated(left[:, rank : rank + 1], right[rank], total)
@@ -57,12 +56,11 @@ def add_product(begin: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 def multiply_add(factor: Tensor, other: Tensor, total: Tensor) -> Tensor:
     """``fma(factor, other, total)`` of float32 tensors that broadcast to the shape of ``total``."""
-    if kernels_suit(_library, total):
-        one, two = (tensor.expand(total.shape).contiguous() for tensor in (factor, other))
-        total = total.contiguous()
-        out = torch.empty_like(total)
-        _library.fused(*(t.data_ptr() for t in (one, two, total)), total.numel(), out.data_ptr())  # type: ignore[union-attr]
-        return out
+    if _library is not None:
+        three = [tensor.cpu().expand(total.shape).contiguous() for tensor in (factor, other, total)]
+        out = torch.empty(total.shape)
+        _library.fused(*(tensor.data_ptr() for tensor in three), total.numel(), out.data_ptr())
+        return out.to(total.device)
     return _emulated(factor, other, total)
 
 

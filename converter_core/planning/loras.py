@@ -101,7 +101,10 @@ def plan_loras(
     if quantized is not None:
         where = recipe.where("source.loras")
         return Loras(
-            problems=(f"{where}: the source is quantized already ({quantized}), and a LoRA is merged before that",)
+            problems=(
+                f"{where}: the source is quantized already ({quantized}), and a LoRA is merged before that; give the "
+                "original checkpoint",
+            )
         )
     weights = {info.name: info for info in infos}
     names = Names({info.name: _aliases(info, adapter) for info in infos})
