@@ -25,8 +25,9 @@ stores just these; every other says on its page what it makes of them.
 
 `w` is the weight, `[N, K]`: N outputs (rows), K inputs (columns). Two codes to a byte: the even column in the low
 nibble. E4M3 has 4 exponent and 3 mantissa bits (bias 7, largest 448, no infinity), E2M1 has 2 and 1 (0, 0.5, 1, 1.5,
-2, 3, 4, 6 and their negatives), E8M0 is a power of two, `2^(byte - 127)`, stored as its byte. *Bits* are those of all
-parts for each element of a large weight.
+2, 3, 4, 6 and their negatives), E3M2 has 3 and 2 (largest 28; four codes in three bytes, the first in the lowest
+bits), E8M0 is a power of two, `2^(byte - 127)`, stored as its byte. *Bits* are those of all parts for each element of
+a large weight.
 
 This page is written by `python docs/formats.py`, from dry runs of the quantizers that come with the program.
 """

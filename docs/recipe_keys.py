@@ -49,6 +49,9 @@ TEXTS = {
         [
             "`outputs` stands in place of the top-level `quantization`, `output` and `target`, and gives each output "
             "sections of its own; two outputs cannot share a folder.",
+            "`--also SCHEME[:TARGET[:LAYOUT]]` adds an output to a recipe of one, as often as it is given: the same "
+            "source, read once, with another method (its options left out) and maybe another target and layout. Then "
+            "each output, the recipe's own too, goes into `OUTPUT/<target>_<scheme>_<layout>`.",
             "`per_channel: true` and `symmetric: true` are taken by every method; `false` only where a method has it.",
             "`parallel: false` and more than one worker contradict each other: given in one place they are refused; "
             "otherwise a flag or `--set` wins over the file.",
@@ -64,6 +67,9 @@ TEXTS = {
         [
             "`outputs` 代替顶层的 `quantization`、`output` 和 `target`，每个输出有自己的这三节；"
             "两个输出不能用同一个目录。",
+            "`--also SCHEME[:TARGET[:LAYOUT]]` 给只有一个输出的配方增加一个输出，可重复："
+            "同一源权重只读一次，换一种方法（不带其选项），也可换目标和布局。"
+            "此时每个输出（包括配方自己的）写入 `OUTPUT/<target>_<scheme>_<layout>`。",
             "所有方法都接受 `per_channel: true` 和 `symmetric: true`；只有具有该选项的方法才接受 `false`。",
             "`parallel: false` 与多个 worker 互相矛盾：写在同一处会被拒绝；否则命令行参数或 `--set` 优先于文件。",
             "`source.options` 需要 `source.type`。`options` 是插件自己的选项。",

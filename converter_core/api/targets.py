@@ -48,7 +48,9 @@ class Target(ABC):
     """Flags of the runtime's own converter that the command line does not have -> what to type instead."""
 
     flags: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    """Switches that stand for keys of a recipe, e.g. ``{"--myrt-mode": {"target.format": "myrt"}}``."""
+    """Flags that stand for keys of a recipe, e.g. ``{"--myrt-mode": {"target.format": "myrt"}}``; of one that takes a
+    value each value for itself: ``{"--kind=big": ...}``.
+    """
 
     lora_forms: ClassVar[Collection[str]] = ()
     """The forms of LoRAs (``lora``, ``diff``) that the runtime's own tool merges and ``merge_lora`` as it does."""

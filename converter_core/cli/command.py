@@ -54,9 +54,9 @@ class RecipeCommand(Command):
         except Exception as error:  # "no such option", by a class of click's or of typer's own copy of it
             flag = getattr(error, "option_name", "")
             known = {name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)}
-            settings = _settings_of_plugins(flag) if flag and flag not in known else []
-            if settings:
-                return self.parse_args(ctx, _replaced(args, flag, settings))
+            replaced = _by_plugins(args, flag) if flag and flag not in known else None
+            if replaced is not None:
+                return self.parse_args(ctx, replaced)
             advice = advice_on(flag) if flag and flag not in known else ""  # a known one may lack its value
             if advice:
                 ctx.fail(f"there is no {flag} here: {advice}")
@@ -102,20 +102,34 @@ def _keys_like(name: str) -> Iterator[str]:
     yield from whole or (key for key in keys if key.rpartition(".")[2].endswith(f"_{name}"))
 
 
-def _settings_of_plugins(flag: str) -> list[str]:
-    """What a switch of a target's stands for, as arguments of this command line; empty if there is no such switch."""
+def _by_plugins(args: Sequence[str], flag: str) -> list[str] | None:
+    """The arguments with recipe keys in the place of a target's flag, however it is spelt; None: no target has it."""
     from ..plugins.registry import load_plugins
 
     for target in load_plugins().targets.values():
-        if flag in target.flags:
-            return [word for key, value in target.flags[flag].items() for word in ("--set", f"{key}={value}")]
-    return []
+        for name, settings in target.flags.items():
+            left = _without(args, flag, name.partition("=")[2]) if name.partition("=")[0] == flag else None
+            if left is not None:
+                return [*left, *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
+    return None
 
 
-def _replaced(args: list[str], flag: str, words: list[str]) -> list[str]:
-    """The arguments with others in the place of a switch, however it is spelt."""
-    spelt = [word for word in args if word.replace("_", "-") == flag]
-    return [*(word for word in args if word not in spelt), *words]
+def _without(args: Sequence[str], flag: str, value: str) -> list[str] | None:
+    """The arguments without a flag and its value (empty: a switch); None if they do not say so."""
+    left = list(args)
+    for at, word in enumerate(left):
+        name, equals, told = word.partition("=")
+        count = 1
+        if len(flag) == 2 and word.startswith(flag):
+            name, told = flag, word[2:]
+        if name.replace("_", "-") != flag:
+            continue
+        if value and not equals and not told and left[at + 1 :]:
+            told, count = left[at + 1], 2
+        if told == value:
+            del left[at : at + count]
+            return _without(left, flag, value) or left
+    return None
 
 
 def _advice_of_plugins(flag: str) -> str:

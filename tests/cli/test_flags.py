@@ -199,13 +199,20 @@ def test_usage_errors(line, words, capsys):
 @pytest.mark.parametrize("command_name", ["convert", "plan"])
 @pytest.mark.parametrize("flag", [*INSTEAD, "--full_quantized", "--ignore_keys"])
 def test_flags_that_there_are_none_of_are_refused_by_name(flag, command_name, capsys):
-    assert run([command_name, "-s", "a", "-o", "b", flag, "forward"]) == 2
+    assert run([command_name, "-s", "a", "-o", "b", flag, "backward"]) == 2
     err = capsys.readouterr().err
     name = flag if flag in INSTEAD else flag.replace("_", "-")
     assert f"there is no {name} here: {INSTEAD[name]}" in err
 
 
-@pytest.mark.parametrize("spelling", ["--direction=forward", "-dforward", "-d forward"])
+@pytest.mark.parametrize("spelling", ["--direction forward", "--direction=forward", "-dforward", "-d forward"])
+def test_forward_is_target_diffusers(spelling, asked):
+    found = asked(f"convert -s a {spelling} -o b --linear_type int8 --quantized")
+    assert (found.overrides["target.format"], found.overrides["output.path"]) == ("diffusers", "b")
+    assert found.overrides["quantization.method"] == "int8"
+
+
+@pytest.mark.parametrize("spelling", ["--direction=backward", "-dbackward", "-d backward"])
 def test_direction_in_other_spellings(spelling, capsys):
     assert run(["-s", "a", "-o", "b", *spelling.split()]) == 2
     assert "the naming of the source is recognised" in capsys.readouterr().err
@@ -218,7 +225,7 @@ def test_direction_in_other_spellings(spelling, capsys):
         ("-s a -o b --set target.layuot=by_block", ["--set: target.layuot", "did you mean 'layout'"]),
         ("-s a -o b --linear_type int9 --quantized", ["--linear-type: quantization.method", "did you mean 'int8'"]),
         ("-s a -o b -c 4Gib3", ["--chunk-size: target.chunk_size", "4Gib3"]),
-        ("-s a -o b --model_type wan_t5", ["--model-type: source.type", "unknown model 'wan_t5'"]),
+        ("-s a -o b --model_type wan_t9", ["--model-type: source.type", "unknown model 'wan_t9'"]),
         ("-s a -o b --non_linear_dtype torch.float64", ["--non-linear-dtype: target.dtype", "float32"]),
         ("--config none.yaml", ["none.yaml: cannot be read"]),
     ],

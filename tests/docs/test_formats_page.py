@@ -29,6 +29,14 @@ def e2m1(codes: Tensor) -> Tensor:
     return torch.stack([grid[(codes & 15).long()], grid[(codes >> 4).long()]], -1).flatten(1)
 
 
+def e3m2(codes: Tensor) -> Tensor:
+    """Four codes of six bits in three bytes, the first in the lowest bits."""
+    grid = torch.tensor([m / 16 if e == 0 else (4 + m) * 2.0 ** (e - 5) for e in range(8) for m in range(4)])
+    word = (codes.reshape(codes.shape[0], -1, 3).long() << torch.tensor([0, 8, 16])).sum(-1)
+    six = torch.stack([word >> shift & 63 for shift in (0, 6, 12, 18)], -1).flatten(1)
+    return torch.where(six > 31, -1.0, 1.0) * grid[six & 31]
+
+
 def spread(scale: Tensor, to: Tensor) -> Tensor:
     return scale.float().repeat_interleave(to.shape[1] // scale.shape[1], 1)
 
@@ -42,6 +50,7 @@ RESTATED: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
     "w = (weight - zero_point) * scale": lambda p: (p["weight"].float() - p["zero_point"].float()) * p["scale"],
     "w = weight * 2^(scale - 127)": lambda p: by_codes(p["weight"], torch.exp2(p["scale"].float() - 127)),
     "w = E2M1(weight) * 2^(scale - 127)": lambda p: by_codes(e2m1(p["weight"]), torch.exp2(p["scale"].float() - 127)),
+    "w = E3M2(weight) * 2^(scale - 127)": lambda p: by_codes(e3m2(p["weight"]), torch.exp2(p["scale"].float() - 127)),
     "w = E2M1(weight) * scale / global_scale": lambda p: by_codes(e2m1(p["weight"]), p["scale"]) / p["global_scale"],
 }
 """Formula -> the same in torch, by hand."""

@@ -167,8 +167,8 @@ class TestVllmOmni(TargetConformance):
 
 class TestCompressedTensors(TargetConformance):
     target = CompressedTensors()
-    quantizers = (Int8(), Fp8(), Fp8(per_channel=False), Nvfp4(), Mxfp4())
-    refused = (Int8(symmetric=False),)
+    quantizers = (Int8(), Fp8(), Fp8(per_channel=False), Nvfp4(), Mxfp4(), Mxfp8())
+    refused = (Int8(symmetric=False), Mxfp6())
 
 
 class TestPlain(TargetConformance):

@@ -49,6 +49,10 @@ class Diffusers(Target):
         "int8": "diffusers runs it on any device; install sdnq (or torchao, target.options.style: torchao).",
         "fp8": "diffusers runs it on any device; install sdnq (or torchao, target.options.style: torchao).",
     }
+    flags: ClassVar[Mapping[str, Mapping[str, str]]] = {  # of LightX2V's converter: original names to diffusers'
+        "--direction=forward": {"target.format": name},
+        "-d=forward": {"target.format": name},
+    }
     style: Literal["unquantized", "sdnq", "torchao", "bfl"] | None = None
     activations: Literal["none", "dynamic"] = "none"
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from converter_core.api import Parts
 
 
+CLASS = "WanTransformer3DModel"
+
+
 class VllmOmni(Target):
     """int8 for all linear weights of the blocks, diffusers names, and the ``config.json`` that says so."""
 
@@ -77,8 +80,11 @@ class VllmOmni(Target):
         return Extras({WRITTEN_FOR: self.name})
 
     def config(self, config: Mapping[str, Any], weights: Sequence[PlannedWeight], /) -> Mapping[str, Any]:
-        if "_class_name" not in config:
-            raise Refused("the model has no config.json of diffusers (one that names its _class_name)")
+        if config.get("_class_name") != CLASS:
+            raise Refused(
+                f"the model is {config.get('_class_name', 'of no class of diffusers')}, and only of {CLASS} is it "
+                "known which layers vLLM-Omni takes as int8"
+            )
         made = {key: value for key, value in config.items() if key != "quantization_config"}
         if any(weight.format != UNQUANTIZED for weight in weights):
             made["quantization_config"] = {

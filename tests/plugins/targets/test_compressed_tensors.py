@@ -23,6 +23,7 @@ SCHEMES = {
     "fp8": ("float-quantized", 0.04),
     "nvfp4": ("nvfp4-pack-quantized", 0.15),
     "mxfp4": ("mxfp4-pack-quantized", 0.2),
+    "mxfp8": ("mxfp8-quantized", 0.04),
 }
 """Method -> the compressor, by how much a step may differ from the source's."""
 

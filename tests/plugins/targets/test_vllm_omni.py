@@ -97,6 +97,14 @@ def test_it_is_known_by_its_header_and_by_its_config(tmp_path: Path) -> None:
     assert converter_core.verify(tmp_path / "o", source).ok
 
 
+def test_another_model(tmp_path: Path) -> None:
+    source = small_wan.save(tmp_path / "wan", "diffusers")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "_class_name": "WanVACETransformer3DModel"}))
+    with pytest.raises(ConverterError, match="the model is WanVACETransformer3DModel, and only of WanTransformer3D"):
+        converter_core.make_plan(recipe(source, tmp_path / "o", "int8"))
+
+
 @pytest.mark.parametrize(
     ("method", "rules", "reason"),
     [
