@@ -177,7 +177,7 @@ class JobBuilder:
     def _context(self, info: WeightInfo, stored: Stored) -> WeightContext:
         spec = TensorSpec("F32", stored.shape) if stored.shape is not None else None
         name = self.adapter.rename(info.name, self.target.key_format)
-        return WeightContext(info, name, spec, stored.format, self.model, tuple(stored.keys))
+        return WeightContext(info, name, spec, stored.format, self.model, roles=tuple(stored.keys))
 
     def _transcoded(self, info: WeightInfo, stored: Stored) -> tuple[PlannedWeight, list[Job]] | None:
         """The same codes and scales as the target wants them."""
