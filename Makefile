@@ -5,7 +5,7 @@ CONSTRAINTS ?= .ci/constraints.txt
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml $(CONSTRAINTS) $(wildcard converter_core/*/*.[ch]) plugins/converter_plugins/quantizers/_loops.c
 
-.PHONY: demo test soak lint bench docs clean
+.PHONY: demo test soak lint bench docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/model-converter demo
@@ -26,6 +26,13 @@ docs: $(VENV)/.installed-docs
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python tests/benchmarks/speed.py
+
+# what could be published, and that it installs and runs where nothing else is
+wheel: $(VENV)/bin/python
+	rm -rf dist && $(BIN)/python -m pip wheel -q --no-deps -w dist .
+	$(PYTHON) -m venv dist/venv && dist/venv/bin/python -m pip install -q -c $(CONSTRAINTS) torch dist/*.whl
+	dist/venv/bin/model-converter demo
+	rm -rf dist/venv && ls dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -38,16 +38,15 @@ def load_kernels(beside: str, name: str, **functions: Sequence[Any]) -> ctypes.C
     """
     if os.environ.get(VARIABLE, "") not in ("", "0") or sys.byteorder != "little":
         return None
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(beside).with_name(name + suffix)
-        if path.is_file():
-            try:
-                return _opened(path, functions)
-            except (OSError, ValueError, AttributeError) as error:
-                text = f"{path}: cannot be used ({error}); torch does its work, more slowly. Reinstall model-converter."
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
-                return None
-    return None
+    path = Path(beside).with_name(name + EXTENSION_SUFFIXES[-1])
+    if not path.is_file():
+        return None
+    try:
+        return _opened(path, functions)
+    except (OSError, ValueError, AttributeError) as error:
+        text = f"{path}: cannot be used ({error}); torch does its work, more slowly. Reinstall model-converter."
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return None
 
 
 def _opened(path: Path, functions: Mapping[str, Sequence[Any]]) -> ctypes.CDLL:

@@ -26,7 +26,7 @@ class ModelConformance(OneThread):
     """Subclass it with ``model = MyModel()``; the checkpoint that is tried is ``model.synthetic()`` or ``checkpoint``.
 
     stores: the tensors of the other files that it takes weights from. key_formats: those that ``rename`` knows.
-    other_modules: those of variants that the checkpoint is none of.
+    other_modules: those of variants that the checkpoint is none of. shared: keys that several weights are made of.
     """
 
     model: ModelAdapter
@@ -34,6 +34,7 @@ class ModelConformance(OneThread):
     stores: ClassVar[Mapping[str, Mapping[str, TensorSpec]]] = {}
     key_formats: ClassVar[Sequence[str]] = ("original",)
     other_modules: ClassVar[Sequence[str]] = ()
+    shared: ClassVar[Sequence[str]] = ()
 
     def test_it_is_a_plugin(self) -> None:
         check_class(self.model, ModelAdapter)
@@ -60,13 +61,19 @@ class ModelConformance(OneThread):
         left = sorted(set(self._tensors()) - set(claimed))
         assert not left, f"no weight claims {left}; say kind='extra' for what is only copied"
         parts = {ref.key for info in self._infos() for ref in info.refs if ref.rows is not None or not ref.by_rows}
-        twice = sorted(key for key, count in claimed.items() if count > 1 and key not in parts)
-        assert not twice, f"more than one weight claims {twice}"
+        twice = sorted(key for key, count in claimed.items() if count > 1 and key not in {*parts, *self.shared})
+        assert not twice, f"more than one weight claims {twice}; if they share it, list it in shared"
 
     def test_weights_are_told_apart(self) -> None:
         names = Counter(info.name for info in self._infos())
         twice = sorted(name for name, count in names.items() if count > 1)
         assert not twice, f"more than one weight is called {twice}"
+
+    def test_what_it_says_of_weights_is_text(self) -> None:
+        for info in self._infos():
+            for field in ("name", "kind", "module", "block"):
+                value = getattr(info, field)
+                assert isinstance(value, str), f"{info.name}: {field} must be text, not {value!r}"
 
     def test_weights_come_in_source_order(self) -> None:
         """What is read in the order of the file is read fastest."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ..errors import ConverterError
 from ..plugins.validation import options_of, unfit
 from ..recipe.schema import read_options
 
@@ -38,6 +41,20 @@ def check_options(plugin: Any) -> None:
     known = {path.__name__: path for path in (pathlib.PosixPath, pathlib.WindowsPath)}
     read_back = eval(repr(plugin), {cls.__name__: cls, **known, "inf": float("inf")})
     assert read_back == plugin, f"{plugin!r} is {read_back!r} after repr"
+
+
+def variants(plugin: Any) -> Iterator[Any]:
+    """The same plugin with one option changed, for every option whose values are few: switches and choices."""
+    hints = get_type_hints(type(plugin))
+    for option in options_of(type(plugin)):
+        value = getattr(plugin, option.name)
+        choices = (not value,) if isinstance(value, bool) else get_args(hints[option.name])
+        for choice in choices if isinstance(value, bool) or get_origin(hints[option.name]) is Literal else ():
+            if choice != value:
+                try:
+                    yield dataclasses.replace(plugin, **{option.name: choice})
+                except (ConverterError, ValueError):
+                    continue  # it does not go with the others
 
 
 def _plain(value: Any) -> Any:

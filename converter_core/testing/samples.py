@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import torch
 
@@ -92,6 +95,19 @@ def difference(one: Parts, other: Parts) -> str:
 
 def finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
+
+
+@contextmanager
+def later() -> Iterator[None]:
+    """An hour on, for what asks the module ``time``."""
+    now = {name: getattr(time, name) for name in ("time", "time_ns", "localtime", "gmtime")}
+    with (
+        patch.object(time, "time", lambda: now["time"]() + 3600),
+        patch.object(time, "time_ns", lambda: now["time_ns"]() + 3600 * 10**9),
+        patch.object(time, "localtime", lambda at=None: now["localtime"](now["time"]() + 3600 if at is None else at)),
+        patch.object(time, "gmtime", lambda at=None: now["gmtime"](now["time"]() + 3600 if at is None else at)),
+    ):
+        yield
 
 
 def norm(tensor: Tensor) -> float:

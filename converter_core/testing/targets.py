@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +19,16 @@ from ..api.formats import UNQUANTIZED, QuantFormat
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.tensors import same, spec_of
-from ..api.values import OutputTensor, PlannedWeight, TensorRef, TensorSpec, WeightInfo
+from ..api.values import OutputTensor, PlannedWeight, Stored, TensorRef, TensorSpec, WeightInfo
 from ..errors import Refused
 from ..planning.file_layout import container_of
 from ..planning.passthrough import Passthrough
 from ..planning.shape_inference import OutputSchema, common_row_block
 from ..plugins.registry import load_plugins
 from ..storage.local import LocalFile
+from .models import FOREIGN
 from .options import check_class
-from .samples import OneThread, context_of, copies, difference, finite, given, sample_weight, schema_of, slabs
+from .samples import OneThread, context_of, copies, difference, finite, given, later, sample_weight, schema_of, slabs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,12 +217,42 @@ class TargetConformance(OneThread):
                 right = stored.format.matches(weight.format) and dict(stored.keys) == expected
                 assert right, f"detect finds {weight.name} ({weight.format}) as {stored}"
 
+    def test_it_leaves_others_alone(self) -> None:
+        """Weights that are not quantized, and those of other models, are none of its own."""
+        bare = [TensorSpec("BF16", (64, 32)), TensorSpec("BF16", (64,))]
+        tensors = {
+            f"blocks.0.ffn.{n}.{leaf}": s for n in (0, 2) for leaf, s in zip(("weight", "bias"), bare, strict=True)
+        }
+        for others in (tensors, FOREIGN):
+            found = self.target.detect(SourceTensors(others))
+            assert not found, f"detect claims {sorted(found)} of {', '.join(others)}"
+
+    def test_what_to_configure_is_json(self) -> None:
+        for quantizer in self._all():
+            stored = {
+                weight.name: Stored(weight.format, {output.role: output.key for output in weight.outputs})
+                for weight in self._planned(quantizer)
+                if weight.format != UNQUANTIZED
+            }
+            config = self.target.runtime_config(ModelFacts(), stored, "/models/wan")
+            assert json.loads(json.dumps(config)) == config, (
+                f"{quantizer.format}: runtime_config is {config!r}, not JSON"
+            )
+
     def test_its_files_can_be_read(self) -> None:
         for quantizer in self._all():
             weights = self._planned(quantizer)
             container = self.container or container_of(self.target, load_plugins())
             metadata = {**container.metadata, **self.target.extras(ModelFacts(), weights).metadata}
             placed = container.place(weights, metadata)
+            with later():
+                extras = self.target.extras(ModelFacts(), weights)
+                again = container.place(weights, {**container.metadata, **extras.metadata})
+            assert again == placed, f"{quantizer.format}: the header is another one at another time"
+            for weight in weights:
+                for output in weight.outputs:
+                    end = placed.offsets[output.key] + output.spec.nbytes
+                    assert end <= placed.size, f"{output.key} ends at {end}, the file at {placed.size}"
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"file{container.suffixes[0]}"
                 with open(path, "wb") as file:

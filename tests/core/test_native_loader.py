@@ -12,7 +12,7 @@ from converter_core.verification import error_stats
 
 
 def place(folder: Path, data: bytes) -> str:
-    (folder / f"_kernels{EXTENSION_SUFFIXES[0]}").write_bytes(data)
+    (folder / f"_kernels{EXTENSION_SUFFIXES[-1]}").write_bytes(data)
     return str(folder / "module.py")
 
 

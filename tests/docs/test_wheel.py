@@ -10,6 +10,8 @@ import sysconfig
 import tarfile
 import zipfile
 from configparser import ConfigParser
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -45,11 +47,16 @@ def test_all_files_of_both_packages_and_no_others(wheel: zipfile.ZipFile) -> Non
     held = {name for name in wheel.namelist() if ".dist-info" not in PurePosixPath(name).parts[0]}
     compiled = {name for name in held if name.endswith(".so")}
     assert held - compiled == expected
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    suffix = EXTENSION_SUFFIXES[-1]
     libraries = re.findall(r'^name = "(.*_compiled_.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert libraries
     assert compiled <= {library.replace(".", "/") + suffix for library in libraries}
     assert {f"{name}/py.typed" for name in PACKAGES} <= held
+
+
+def test_it_is_for_one_platform_and_every_python(wheel: zipfile.ZipFile) -> None:
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert Path(str(wheel.filename)).name == f"model_converter-{version('model-converter')}-py3-none-{platform}.whl"
 
 
 def test_every_entry_point_leads_to_a_module(wheel: zipfile.ZipFile) -> None:
