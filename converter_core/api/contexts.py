@@ -79,6 +79,7 @@ class WeightContext:
     name: in the target's key format.
     spec: of the assembled weight before quantization, all rows; for ``decode`` that of the rows that are decoded. None
         where it is not known yet, or no more.
+    roles: of its stored parts, where they are known: for ``markers``.
     """
 
     info: WeightInfo
@@ -86,3 +87,4 @@ class WeightContext:
     spec: TensorSpec | None = None
     format: QuantFormat = UNQUANTIZED
     model: ModelFacts = field(default_factory=ModelFacts)
+    roles: tuple[str, ...] = ()

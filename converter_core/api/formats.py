@@ -19,6 +19,8 @@ class QuantFormat:
     scale_dtype: header dtype of the scales, e.g. ``F32``, ``F8_E8M0``; empty: the dtype of the source.
     symmetric: False where a zero point is stored.
     packing: how codes lie in bytes; empty: one to an element, ``low_nibble_first``: two to a byte, even column low.
+    scale_precision: ``F32`` where float32 scales need all of their bits; empty: bf16 holds them, so a runtime that
+        casts them at load loses nothing, or nobody says.
     """
 
     name: str = field(compare=False)
@@ -29,6 +31,7 @@ class QuantFormat:
     scale_dtype: str = ""
     symmetric: bool = True
     packing: str = ""
+    scale_precision: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -39,7 +42,8 @@ class QuantFormat:
 
     def facts(self) -> dict[str, Any]:
         """JSON values, without the name: ``QuantFormat(name, **format.facts())`` is the format again."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        return {fact: value for fact, value in known.items() if value or fact != "scale_precision"}
 
     @classmethod
     def from_facts(cls, name: str, facts: object) -> QuantFormat:

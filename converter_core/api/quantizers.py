@@ -39,6 +39,13 @@ class Quantizer(ABC):
         """How its parts are stored. Targets decide by these facts; options that change them change the format."""
         return QuantFormat(self.name, element=self.name)
 
+    def options_for(self, wanted: QuantFormat, /) -> Mapping[str, Any]:
+        """Options with which the format is the wanted one, e.g. ``{"per_channel": False}`` for one scale per tensor.
+
+        Those that a recipe leaves out follow the target in this way. Empty (the default): there are no such options.
+        """
+        return {}
+
     @property
     def required_target(self) -> str | None:
         """The one target whose files these options make sense in; None: any."""

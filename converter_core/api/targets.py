@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .contexts import ModelFacts, SourceTensors, WeightContext
+from .formats import QuantFormat
 from .values import Extras, PlannedWeight, Stored, TensorSpec
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class Target(ABC):
     row_block: ClassVar[int | None] = None
     """As ``Quantizer.row_block``, for ``encode`` and ``decode``."""
 
+    one_file: ClassVar[bool] = False
+    """Whether the runtime reads one file only; layouts that make several are refused."""
+
     container: ClassVar[str] = ""
     """The name of the container it is written in; empty: the default one."""
 
@@ -43,6 +47,9 @@ class Target(ABC):
 
     replaced_flags: ClassVar[Mapping[str, str]] = {}
     """Flags of the runtime's own converter that the command line does not have -> what to type instead."""
+
+    flags: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Switches that stand for keys of a recipe, e.g. ``{"--myrt-mode": {"target.format": "myrt"}}``."""
 
     @property
     def key_format(self) -> str:
@@ -74,6 +81,13 @@ class Target(ABC):
     @abstractmethod
     def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         """The inverse of ``encode``. Shapes come from the parts, or from ``context.spec`` where it is known."""
+
+    def preferred_format(self, format: QuantFormat, /) -> QuantFormat:
+        """What it takes in the place of a format that it does not, e.g. the same with one scale per tensor.
+
+        The options of a quantizer that a recipe leaves out follow it, by ``Quantizer.options_for``.
+        """
+        return format
 
     def markers(self, context: WeightContext, /) -> Parts:
         """Small constant tensors that stand beside a weight's parts, by role, e.g. a marker that names its format."""

@@ -184,11 +184,13 @@ class Stored:
     """A quantized weight as it stands in a checkpoint.
 
     keys: role -> key; the first is the part that holds the codes. shape: of the weight; None: the codes tell.
+    arrangement: how codes and scales lie, in words, where nothing but the file can tell: ``{"nibbles": "high first"}``.
     """
 
     format: QuantFormat
     keys: Mapping[str, str]
     shape: tuple[int, ...] | None = None
+    arrangement: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def primary(self) -> str:

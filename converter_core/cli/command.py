@@ -43,15 +43,20 @@ class Command(TyperCommand):
 
 
 class RecipeCommand(Command):
-    """Says what to write in place of a flag that does not exist: a recipe key, or what a plugin knows of the flag."""
+    """Knows flags that plugins add, and says what to write in place of one that does not exist: a recipe key, or what a
+    plugin knows of the flag.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         args = list(repeated(args))
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, list(args))  # the parser takes its list apart
         except Exception as error:  # "no such option", by a class of click's or of typer's own copy of it
             flag = getattr(error, "option_name", "")
             known = {name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)}
+            settings = _settings_of_plugins(flag) if flag and flag not in known else []
+            if settings:
+                return self.parse_args(ctx, _replaced(args, flag, settings))
             advice = advice_on(flag) if flag and flag not in known else ""  # a known one may lack its value
             if advice:
                 ctx.fail(f"there is no {flag} here: {advice}")
@@ -95,6 +100,22 @@ def _keys_like(name: str) -> Iterator[str]:
     keys = list(recipe_keys())
     whole = [key for key in keys if key.rpartition(".")[2] == name]
     yield from whole or (key for key in keys if key.rpartition(".")[2].endswith(f"_{name}"))
+
+
+def _settings_of_plugins(flag: str) -> list[str]:
+    """What a switch of a target's stands for, as arguments of this command line; empty if there is no such switch."""
+    from ..plugins.registry import load_plugins
+
+    for target in load_plugins().targets.values():
+        if flag in target.flags:
+            return [word for key, value in target.flags[flag].items() for word in ("--set", f"{key}={value}")]
+    return []
+
+
+def _replaced(args: list[str], flag: str, words: list[str]) -> list[str]:
+    """The arguments with others in the place of a switch, however it is spelt."""
+    spelt = [word for word in args if word.replace("_", "-") == flag]
+    return [*(word for word in args if word not in spelt), *words]
 
 
 def _advice_of_plugins(flag: str) -> str:

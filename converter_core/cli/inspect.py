@@ -69,6 +69,12 @@ def _model(found: dict[str, Any]) -> str:
     return f"{found['model']} {found['variant']}" if found["model"] else "not recognised"
 
 
+def _arranged(told: tuple[str, dict[str, str]]) -> str:
+    """``nvfp4: nibbles high first, scales swizzled 128x4``."""
+    format, arrangement = told
+    return f"{format}: {', '.join(' '.join(item) for item in arrangement.items())}"
+
+
 def _show(found: dict[str, Any], tensors: bool) -> None:
     quantized, parts = found["quantized"], found["components"]
     is_model = bool(found["files"])
@@ -79,6 +85,7 @@ def _show(found: dict[str, Any], tensors: bool) -> None:
             **{name.replace("_", " "): value for name, value in found["facts"].items()},
             "quantized": _quantized(quantized) if is_model else "",
             "schemes": "; ".join(map(_scheme, quantized["schemes"])) if quantized else "",
+            "stored as": "; ".join(map(_arranged, quantized["arrangement"].items())) if quantized else "",
             "dtypes": ", ".join(f"{count:,} {name}" for name, count in found["dtypes"].items()),
             "parameters": f"{found['parameters']:,}",
             "size": format_bytes(found["bytes"]),

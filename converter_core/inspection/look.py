@@ -178,4 +178,6 @@ def _options(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
 def _summary(found: Quantized, metadata: Mapping[str, Any], manifest: Mapping[str, Any]) -> QuantizedSummary:
     formats = Counter(stored.format.name for stored in found.weights.values())
     options = _options(manifest) if manifest.get("target") == found.target else {}
-    return QuantizedSummary(found.target, dict(formats), provenance.load(metadata), options)
+    stored = found.weights.values()
+    arrangement = {one.format.name: dict(one.arrangement) for one in stored if one.arrangement}
+    return QuantizedSummary(found.target, dict(formats), provenance.load(metadata), arrangement, options)

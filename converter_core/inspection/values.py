@@ -31,12 +31,14 @@ class QuantizedSummary:
     """The target whose files these are; how many weights there are in each format.
 
     schemes: as the metadata tells them, the recipe's rules first and its own method last; empty if it does not.
+    arrangement: format -> how codes and scales lie, for those of which the target says it.
     options: of the target, as the manifest tells them.
     """
 
     target: str
     formats: Mapping[str, int]
     schemes: tuple[Rule, ...] = ()
+    arrangement: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -9,10 +9,11 @@ from fnmatch import translate
 
 from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..api.values import WeightInfo
 from ..errors import unknown
 from ..plugins.registry import Registry
-from ..recipe.load import Recipe, make_quantizer
+from ..recipe.load import Recipe, quantizer_for
 from .passthrough import Passthrough
 
 DEFAULT_MATCH = "(target_modules)"
@@ -51,12 +52,12 @@ def rule_name(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def quantizer_of(registry: Registry, method: str, options: Mapping[str, object]) -> Quantizer | None:
-    """With the options that are its own; None for the method that quantizes nothing."""
+def quantizer_of(registry: Registry, method: str, options: Mapping[str, object], target: Target) -> Quantizer | None:
+    """With the options that are its own, those left out as the target takes them; None for the method ``none``."""
     if method == Passthrough.name:
         return None
     own = {key: value for key, value in options.items() if key != "target_modules"}
-    return make_quantizer(registry.quantizers[method], own)
+    return quantizer_for(registry.quantizers[method], own, target)
 
 
 class _Rule:
@@ -97,11 +98,11 @@ def assign(
     registry: Registry,
     adapter: ModelAdapter,
     infos: Sequence[WeightInfo],
-    key_format: str,
+    target: Target,
     passthrough: Passthrough,
     main: Quantizer | None,
 ) -> Assignments:
-    """key_format: the target's; a rule may use its names as well as the model's own. main: the recipe's own method.
+    """A rule may use the target's names as well as the model's own. main: the recipe's own method.
 
     A weight is quantizable if its kind is ``linear``; a rule with a method speaks of those only, ``none`` of all.
     """
@@ -111,12 +112,13 @@ def assign(
         unknown("target module", module, adapter.modules) for module in modules if module not in adapter.modules
     ]
     rules = [
-        _Rule(rule.match, rule.method, quantizer_of(registry, rule.method, rule.options)) for rule in section.rules
+        _Rule(rule.match, rule.method, quantizer_of(registry, rule.method, rule.options, target))
+        for rule in section.rules
     ]
     by_default = 0
     found = []
     for info in infos:
-        names = {info.name, adapter.rename(info.name, key_format)}
+        names = {info.name, adapter.rename(info.name, target.key_format)}
         taken = _first(rules, names, info)
         if taken:
             found.append(Assignment(info, taken[0].quantizer or passthrough, f"rule {taken[0].match!r}"))

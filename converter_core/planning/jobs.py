@@ -168,7 +168,7 @@ class JobBuilder:
         (export,) = job.exports
         context = export.encoding.context
         weight = PlannedWeight(assignment.info, context.name, job.spec, context.format, export.tensors)
-        marked = self._marked(context)
+        marked = self._marked(replace(context, roles=tuple(export.schema.outputs)))
         return replace(weight, outputs=(*weight.outputs, *marked)), [job]
 
     def _marked(self, context: WeightContext) -> list[OutputTensor]:

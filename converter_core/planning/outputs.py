@@ -84,7 +84,7 @@ def target_of(recipe: Recipe, registry: Registry) -> Target:
 def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Draft:
     """Assign quantizers and build jobs. What is refused stands in ``problems``."""
     registry, section = source.registry, recipe.quantization
-    main = quantizer_of(registry, section.method, section.options)
+    main = quantizer_of(registry, section.method, section.options, target)
     passthrough = Passthrough(_passthrough_dtype(recipe, main))
     renamed = {info.name: source.adapter.rename(info.name, target.key_format) for info in source.infos}
     clashes = list(validate.names(source.infos, renamed, source.adapter.name))
@@ -94,7 +94,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         unassigned = tuple(Assignment(info, passthrough, Passthrough.name) for info in source.infos)
         found = Assignments(unassigned, (), ())
     else:
-        found = assign(recipe, registry, source.adapter, source.infos, target.key_format, passthrough, main)
+        found = assign(recipe, registry, source.adapter, source.infos, target, passthrough, main)
     name = recipe.output.name or target.file_name or source.adapter.output_name(section.method)
     container = file_layout.container_of(target, registry)
     layout = _layout(recipe, registry)
@@ -148,6 +148,11 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     if problems:
         raise PlanError(*problems)
     files = file_layout.spread(made.layout, container, made.name, weights)
+    if target.one_file and len(files) > 1:
+        problems.append(
+            f"{recipe.where('target.layout')}: target {target.name} reads one file, and layout {made.layout.name} "
+            f"makes {len(files)}; leave the layout out, or choose one that makes a single file"
+        )
     quantizers = {assignment.quantizer for assignment in made.assignments.all}
     inputs = _input_files(quantizers)
     loras = source.loras.metadata()

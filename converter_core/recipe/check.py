@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from ..api.quantizers import Quantizer
 from ..errors import PluginError, nearest, unknown
 from ..plugins.registry import Catalogue, Registry, options_of
-from .options import try_plugin
-from .schema import Problem, fit, join
+from .options import followed, try_plugin
+from .schema import Problem, fit, join, show
 from .values import Recipe
 
 COPY = "none"
@@ -139,6 +139,7 @@ class _Check:
         yield from problems
         if quantizer is not None and self._sound("target.format"):
             yield from self._target(at, quantizer)
+            yield from self._followed(at, quantizer, own)
 
     def _is_modules(self, key: str, method: str) -> bool:
         """Whether an unknown option is nearest to ``target_modules``."""
@@ -151,6 +152,18 @@ class _Check:
             yield Problem(
                 path, f"{quantizer.name} with these options is for target {wanted}, and target.format is {format}"
             )
+
+    def _followed(self, path: str, quantizer: Quantizer, options: Mapping[str, Any]) -> Iterable[Problem]:
+        """Whether the options can stand beside those that follow the target."""
+        name = self._target_name()
+        if name not in self.registry.targets or not self._sound("target.options"):
+            return
+        target, _ = try_plugin(self.registry.targets[name], self.recipe.target.options, "")
+        more = followed(quantizer, options, target) if target is not None else {}
+        if more:
+            asked = ", ".join(f"{key}: {show(value)}" for key, value in more.items())
+            for problem in try_plugin(type(quantizer), {**options, **more}, path)[1]:
+                yield Problem(problem.path, f"{problem.reason}; target {name} takes {quantizer.name} with {asked}")
 
     def _modules(self) -> Iterable[Problem]:
         path = f"quantization.options.{MODULES}"

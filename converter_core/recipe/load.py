@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..plugins.registry import Registry, load_plugins
 from .check import problems_of
-from .options import make_plugin, make_quantizer
+from .options import make_plugin, make_quantizer, quantizer_for
 from .schema import Problem
 from .values import (
     ExportSection,
@@ -43,6 +43,7 @@ __all__ = [
     "load_recipe",
     "make_plugin",
     "make_quantizer",
+    "quantizer_for",
 ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from ..api.quantizers import Quantizer
+from ..api.targets import Target
 from ..errors import Refused, unknown
 from ..plugins.registry import options_of
 from .schema import Problem, join, read_options, show
@@ -31,6 +32,21 @@ def make_plugin(cls: type[T], options: Mapping[str, Any], path: str = "") -> T:
 def make_quantizer(cls: type[Quantizer], options: Mapping[str, Any]) -> Quantizer:
     """As ``make_plugin``."""
     return make_plugin(cls, options)
+
+
+def quantizer_for(cls: type[Quantizer], options: Mapping[str, Any], target: Target) -> Quantizer:
+    """As ``make_plugin``; options that are left out follow what the target takes."""
+    made = make_plugin(cls, options)
+    more = followed(made, options, target)
+    return make_plugin(cls, {**options, **more}) if more else made
+
+
+def followed(made: Quantizer, options: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """Options that the recipe leaves out and the target decides."""
+    wanted = target.preferred_format(made.format)
+    if wanted == made.format:
+        return {}
+    return {key: value for key, value in made.options_for(wanted).items() if options.get(key) is None}
 
 
 def try_plugin(cls: type[T], options: Mapping[str, Any], path: str) -> tuple[T | None, list[Problem]]:

@@ -203,8 +203,9 @@ class TargetConformance(OneThread):
             return
         for quantizer in self._all():
             weights = self._planned(quantizer)
-            tensors = {output.key: output.spec for weight in weights for output in weight.outputs}
             extras = self.target.extras(ModelFacts(), weights)
+            tensors = {output.key: output.spec for weight in weights for output in weight.outputs}
+            tensors |= {key: spec_of(tensor) for key, tensor in extras.tensors.items()}
             found = self.target.detect(SourceTensors(tensors, extras.metadata))
             taken = {key: stored for stored in found.values() for key in stored.keys.values()}
             for weight in weights:

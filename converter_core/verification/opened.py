@@ -23,7 +23,7 @@ from ..planning.planner import source_tensors
 from ..planning.stores import Stores
 from ..plugins.attribution import call_each
 from ..plugins.registry import Registry
-from ..recipe.load import Recipe, Rule, make_plugin, make_quantizer
+from ..recipe.load import Recipe, Rule, make_plugin, quantizer_for
 from .expected import Expected, reason_of
 from .files import Output
 from .source import Source
@@ -175,8 +175,8 @@ class OpenedOutput:
         if case not in self._quantizers:
             own = {key: value for key, value in options.items() if key != "target_modules"}
             try:
-                known = method in self.registry.quantizers
-                self._quantizers[case] = make_quantizer(self.registry.quantizers[method], own) if known else None
+                cls = self.registry.quantizers.get(method)
+                self._quantizers[case] = quantizer_for(cls, own, self.target) if cls is not None else None
             except ConverterError:  # a file that an option names may be gone; reading back does not need it
                 self._quantizers[case] = None
         return self._quantizers[case]

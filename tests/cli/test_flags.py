@@ -168,7 +168,7 @@ def test_several_loras(asked, line):
         ("-s a -o b --lora_path", ["--lora-path"]),
         ("-s a -o b --lora_path x --lora_strength strong", ["--lora-strength", "number"]),
         ("-s a -o b --linear_type int8", ["--linear-type int8", "add --quantized"]),
-        ("-s a -o b --quantized", ["add --linear-type SCHEME", "int8, mxfp4"]),
+        ("-s a -o b --quantized", ["add --linear-type SCHEME", "fp8, "]),
         ("-s a -o b --single_file --save_by_block", ["exclude each other"]),
         ("-s a -o b --single_file -c 100", ["exclude each other"]),
         ("-s a -o b -b --chunk-size 4GiB", ["exclude each other"]),
@@ -197,7 +197,7 @@ def test_usage_errors(line, words, capsys):
 
 
 @pytest.mark.parametrize("command_name", ["convert", "plan"])
-@pytest.mark.parametrize("flag", [*INSTEAD, "--comfyui_mode", "--full_quantized", "--ignore_keys"])
+@pytest.mark.parametrize("flag", [*INSTEAD, "--full_quantized", "--ignore_keys"])
 def test_flags_that_there_are_none_of_are_refused_by_name(flag, command_name, capsys):
     assert run([command_name, "-s", "a", "-o", "b", flag, "forward"]) == 2
     err = capsys.readouterr().err

@@ -38,6 +38,7 @@ from converter_plugins.quantizers.gguf_k import Q2_K, Q4_K, Q6_K
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
+from converter_plugins.targets.comfyui import ComfyUI
 from converter_plugins.targets.diffusers import Diffusers
 from converter_plugins.targets.lightx2v import LightX2V
 from converter_plugins.targets.plain import Plain
@@ -62,6 +63,10 @@ class TestInt8OfLightX2V(QuantizerConformance):
 
 class TestFp8(QuantizerConformance):
     quantizer = Fp8()
+
+
+class TestFp8OfTheWholeWeight(QuantizerConformance):
+    quantizer = Fp8(per_channel=False, scale_dtype="float32")
 
 
 class TestMxfp4(QuantizerConformance):
@@ -101,8 +106,26 @@ class TestQ2_K(QuantizerConformance):
 
 class TestLightX2V(TargetConformance):
     target = LightX2V()
-    quantizers = (Int8(), Fp8(), Mxfp4(), Nvfp4())
-    refused = (Int8(symmetric=False),)
+    quantizers = (Int8(), Fp8(), Fp8(per_channel=False), Mxfp4(), Nvfp4())
+    refused = (Int8(symmetric=False), Int8(scale_dtype="float32"))
+
+
+class TestComfyUI(TargetConformance):
+    target = ComfyUI()
+    quantizers = (
+        Int8(),
+        Int8(scale_dtype="float32"),
+        Int8(per_channel=False),
+        Fp8(per_channel=False, scale_dtype="float32"),
+        Nvfp4(),
+    )
+    refused = (Fp8(), Int8(symmetric=False), Mxfp4())
+
+
+class TestComfyUIOfOldVersions(TargetConformance):
+    target = ComfyUI(style="legacy")
+    quantizers = (Fp8(per_channel=False),)
+    refused = (Int8(), Nvfp4())
 
 
 class TestDiffusers(TargetConformance):
@@ -113,7 +136,7 @@ class TestDiffusers(TargetConformance):
 
 class TestDiffusersWithTorchao(TargetConformance):
     target = Diffusers("torchao", "dynamic")
-    quantizers = (Int8(), Fp8(per_channel=False))
+    quantizers = (Int8(scale_dtype="float32"), Fp8())
 
 
 class TestDiffusersWithBfl(TargetConformance):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -15,9 +15,31 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from converter_core.api import Refused
+from converter_core.api import Refused, TensorRef, TensorSpec, WeightContext
 
 MAKE_IT = "LightX2V writes calib.pt when it runs the unquantized model with do_mm_calib: true"
+
+
+class Calibrated:
+    """The part of a quantizer that follows from its option ``activation_absmax``."""
+
+    activation_absmax: str | None
+
+    def inputs(
+        self, context: WeightContext, stores: Mapping[str, Mapping[str, TensorSpec]], /
+    ) -> Mapping[str, TensorRef | Tensor]:
+        if self.activation_absmax is None:
+            return {}
+        return {"input_absmax": activation_absmax(self.activation_absmax, context.info.name)}
+
+    def input_files(self) -> Sequence[str]:
+        return () if self.activation_absmax is None else (self.activation_absmax,)
+
+    def check_names(self, chosen: Sequence[str], /) -> Iterable[str]:
+        if self.activation_absmax is None:
+            return
+        if idle := sorted(names(self.activation_absmax) - set(chosen)):
+            yield f"{self.activation_absmax}: these names match no quantized weight: {', '.join(idle)}"
 
 
 def activation_absmax(path: str, name: str) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from converter_core.api import QuantFormat
 
 from ._bits import SMALLEST_NORMAL, as_bf16, halving_sum
 
@@ -25,12 +28,32 @@ Decoded = Callable[..., Tensor]
 Stages = Sequence[Sequence[int]]
 
 
-def scale_for(reach: Tensor, top: float) -> Tensor:
-    """The scale that maps ``reach`` to ``top``: bf16-representable (LightX2V casts scales to bf16 at load), never
-    subnormal, and 1 where the reach is zero.
+ScaleDtype = Literal["bfloat16", "float32"]
+
+
+def scale_for(reach: Tensor, top: float, precision: ScaleDtype = "bfloat16") -> Tensor:
+    """The float32 scale that maps ``reach`` to ``top``: never subnormal, and 1 where the reach is zero.
+
+    precision: ``bfloat16`` rounds it to what bf16 holds, for runtimes that cast scales at load.
     """
-    scale = as_bf16(reach / torch.full_like(reach, top)).clamp_(min=SMALLEST_NORMAL)
+    scale = reach / torch.full_like(reach, top)
+    scale = (as_bf16(scale) if precision == "bfloat16" else scale).clamp_(min=SMALLEST_NORMAL)
     return torch.where(reach == 0, torch.ones_like(scale), scale)
+
+
+def scale_facts(per_channel: bool, precision: ScaleDtype) -> dict[str, Any]:
+    """What a ``QuantFormat`` says of such scales."""
+    granularity = "row" if per_channel else "tensor"
+    needed = "F32" if precision == "float32" else ""
+    return {"granularity": granularity, "scale_dtype": "F32", "scale_precision": needed}
+
+
+def options_for(wanted: QuantFormat) -> Mapping[str, Any]:
+    """``per_channel`` and ``scale_dtype`` of a format."""
+    return {
+        "per_channel": wanted.granularity != "tensor",
+        "scale_dtype": "float32" if wanted.scale_precision == "F32" else "bfloat16",
+    }
 
 
 def best_scale(weight: Tensor, first: Tensor, stages: Stages, cost: Cost, decoded: Decoded, *per_row: Tensor) -> Tensor:

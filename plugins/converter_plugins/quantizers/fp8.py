@@ -1,10 +1,10 @@
-"""fp8: float8_e4m3fn, one scale per row."""
+"""fp8: float8_e4m3fn, one scale per row or one per tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +13,21 @@ from converter_core.api import QuantFormat, Quantizer, Refused, hookimpl
 
 from . import _loops
 from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces, decode_e4m3
+from ._calibration import Calibrated
 from ._fp8_scales import best_steps
 from ._reference import Numerics, Reference
-from ._rows import in_steps, kept_where_better, moved, reference_quotient, reference_scale, scale_for, sum_of_squares
+from ._rows import (
+    ScaleDtype,
+    in_steps,
+    kept_where_better,
+    moved,
+    options_for,
+    reference_quotient,
+    reference_scale,
+    scale_facts,
+    scale_for,
+    sum_of_squares,
+)
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
@@ -25,17 +37,20 @@ SMALLEST_FP16 = 2.0**-24
 
 
 @dataclass(frozen=True)
-class Fp8(Reference, Quantizer):
-    """8-bit floats (E4M3) with a scale per row: half the size of bf16, for GPUs that multiply them.
+class Fp8(Reference, Calibrated, Quantizer):
+    """8-bit floats (E4M3) with a scale per row, or per tensor: half the size of bf16, for GPUs that multiply them.
 
-    Parts: ``weight`` float8_e4m3fn [O, I], ``scale`` float32 [O, 1] (bf16-representable). A weight is
-    ``weight * scale``.
+    Parts: ``weight`` float8_e4m3fn [O, I], ``scale`` float32 [O, 1], or [] with ``per_channel=False``; with statistics
+    ``input_absmax`` float32 []. A weight is ``weight * scale``.
 
-    per_channel: a scale for each row; otherwise the one of the whole weight stands in every row.
+    per_channel: a scale for each row; otherwise one for the whole weight. Left out: what the target takes.
+    scale_dtype: what scales are rounded to; they are stored as float32 all the same. Left out: what the target takes.
     numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's own converter writes.
     scale_rule: ``absmax``, or ``mse``: absmax times the ratio in [1, 2) with the least squared error in each row.
         Nothing is clipped; the ratio moves the weights over the grid of mantissas. Left out: ``mse``; ``absmax`` where
         there is one scale for the weight, or under ``numerics: lightx2v``.
+    activation_absmax: file of activation statistics (LightX2V's ``calib.pt``, or the same in safetensors or JSON), for
+        runtimes that quantize activations with a scale from the file.
     """
 
     name: ClassVar[str] = "fp8"
@@ -44,11 +59,15 @@ class Fp8(Reference, Quantizer):
     per_channel: bool = True
     numerics: Numerics = "exact"
     scale_rule: Literal["mse", "absmax"] | None = None
+    scale_dtype: ScaleDtype = "bfloat16"
+    activation_absmax: str | None = None
 
     def __post_init__(self) -> None:
         self.check_choices()
         if not self.per_channel:
             self.only_exact("per_channel", "false")
+        if self.scale_dtype != "bfloat16":
+            self.only_exact("scale_dtype", self.scale_dtype)
         if self.scale_rule == "mse":
             self.only_exact("scale_rule", "mse")
             if not self.per_channel:
@@ -60,23 +79,29 @@ class Fp8(Reference, Quantizer):
 
     @property
     def format(self) -> QuantFormat:
-        return QuantFormat(self.name, "e4m3", 8, "row", scale_dtype="" if self.is_reference else "F32")
+        if self.is_reference:
+            return QuantFormat(self.name, "e4m3", 8, "row")
+        return QuantFormat(self.name, "e4m3", 8, **scale_facts(self.per_channel, self.scale_dtype))
+
+    def options_for(self, wanted: QuantFormat, /) -> Mapping[str, Any]:
+        return {} if self.is_reference else options_for(wanted)
 
     def observe(self, rows: Tensor, /) -> Parts:
         return {} if self.per_channel else {"amax": absmax_of_all(admit(rows))}
 
-    def quantize(self, weight: Tensor, /, *, amax: Tensor | None = None) -> Parts:
+    def quantize(self, weight: Tensor, /, *, amax: Tensor | None = None, input_absmax: Tensor | None = None) -> Parts:
         weight = admit(weight)
         if self.is_reference:
             scale = reference_scale(weight, absmax_of_rows(weight), TOP)
             codes = _reference_codes(weight, scale)
         else:
             reach = absmax_of_rows(weight) if amax is None else amax
-            scale = scale_for(reach.expand(weight.shape[0], 1), TOP)
+            scale = scale_for(reach, TOP, self.scale_dtype)
             if self._rule == "mse":
                 scale = _best_scale(weight, reach, scale)
-            codes = _codes(weight, scale)
-        return {"weight": codes, "scale": scale}
+            codes = _codes(weight, scale.expand(weight.shape[0], 1))
+        parts = {"weight": codes, "scale": scale}
+        return parts if input_absmax is None else {**parts, "input_absmax": input_absmax}
 
     def dequantize(self, parts: Parts, /) -> Tensor:
         codes, scale = parts["weight"], parts["scale"].float()

@@ -1,10 +1,10 @@
-"""int8: 8-bit integers, one scale per row."""
+"""int8: 8-bit integers, one scale per row or one per tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,17 @@ from converter_core.api import QuantFormat, Quantizer, Refused, hookimpl
 from . import _loops
 from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces
 from ._reference import Numerics, Reference
-from ._rows import best_scale, in_steps, reference_quotient, reference_scale, scale_for, sum_of_squares
+from ._rows import (
+    ScaleDtype,
+    best_scale,
+    in_steps,
+    options_for,
+    reference_quotient,
+    reference_scale,
+    scale_facts,
+    scale_for,
+    sum_of_squares,
+)
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
@@ -27,10 +37,11 @@ CLIPPED = (range(-1, -17, -1),)
 class Int8(Reference, Quantizer):
     """8-bit integers with a scale per row: half the size of bf16, the smallest error of all schemes.
 
-    Parts: ``weight`` int8 [O, I], ``scale`` float32 [O, 1] (bf16-representable); with ``symmetric=False`` also
-    ``zero_point`` int8 [O, 1]. A weight is ``(weight - zero_point) * scale``.
+    Parts: ``weight`` int8 [O, I], ``scale`` float32 [O, 1]; with ``symmetric=False`` also ``zero_point`` int8 [O, 1];
+    both are [] with ``per_channel=False``. A weight is ``(weight - zero_point) * scale``.
 
-    per_channel: a scale for each row; otherwise the one of the whole weight stands in every row.
+    per_channel: a scale for each row; otherwise one for the whole weight. Left out: what the target takes.
+    scale_dtype: what scales are rounded to; they are stored as float32 all the same. Left out: what the target takes.
     symmetric: codes -127...127 around zero. Otherwise -128...127 over the range of the row, zero included, with a
         zero point: ``scale = (max - min) / 255``, ``zero_point = round(-128 - min / scale)``.
     numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's own converter writes.
@@ -45,11 +56,14 @@ class Int8(Reference, Quantizer):
     symmetric: bool = True
     numerics: Numerics = "exact"
     scale_rule: Literal["absmax", "mse"] = "absmax"
+    scale_dtype: ScaleDtype = "bfloat16"
 
     def __post_init__(self) -> None:
         self.check_choices()
         if not self.per_channel:
             self.only_exact("per_channel", "false")
+        if self.scale_dtype != "bfloat16":
+            self.only_exact("scale_dtype", self.scale_dtype)
         if not self.symmetric:
             self.only_exact("symmetric", "false")
         if self.scale_rule == "mse":
@@ -59,9 +73,13 @@ class Int8(Reference, Quantizer):
 
     @property
     def format(self) -> QuantFormat:
-        return QuantFormat(
-            self.name, "int8", 8, "row", scale_dtype="" if self.is_reference else "F32", symmetric=self.symmetric
-        )
+        if self.is_reference:
+            return QuantFormat(self.name, "int8", 8, "row")
+        facts = scale_facts(self.per_channel, self.scale_dtype)
+        return QuantFormat(self.name, "int8", 8, symmetric=self.symmetric, **facts)
+
+    def options_for(self, wanted: QuantFormat, /) -> Mapping[str, Any]:
+        return {} if self.is_reference else options_for(wanted)
 
     def observe(self, rows: Tensor, /) -> Parts:
         if self.per_channel:
@@ -81,25 +99,24 @@ class Int8(Reference, Quantizer):
         above: Tensor | None = None,
     ) -> Parts:
         weight = admit(weight)
-        rows = weight.shape[0]
         if self.is_reference:
             scale = reference_scale(weight, absmax_of_rows(weight), 127)
             codes = reference_quotient(weight, scale).round_().clamp_(-128, 127)
             return {"weight": codes.to(torch.int8), "scale": scale}
         if self.symmetric:
-            reach = absmax_of_rows(weight) if amax is None else amax
-            scale = scale_for(reach.expand(rows, 1), 127)
+            scale = scale_for(absmax_of_rows(weight) if amax is None else amax, 127, self.scale_dtype)
             if self.scale_rule == "mse":
                 scale = best_scale(weight, scale, CLIPPED, _cost, _decoded)
-            return {"weight": _codes(weight, scale), "scale": scale}
-        low = (_below(weight) if below is None else below).expand(rows, 1)
-        high = (_above(weight) if above is None else above).expand(rows, 1)
+            return {"weight": _codes(weight, _for_rows(scale, weight)), "scale": scale}
+        low = _below(weight) if below is None else below
+        high = _above(weight) if above is None else above
         full = torch.full_like(low, 255)
-        scale = scale_for(low / full + high / full, 1)
+        scale = scale_for(low / full + high / full, 1, self.scale_dtype)
         if self.scale_rule == "mse":
             scale = best_scale(weight, scale, CLIPPED, _affine_cost, _affine_decoded, low)
         point = _zero_point(low, scale)
-        return {"weight": _affine_codes(weight, scale, point), "scale": scale, "zero_point": point.to(torch.int8)}
+        codes = _affine_codes(weight, _for_rows(scale, weight), _for_rows(point, weight))
+        return {"weight": codes, "scale": scale, "zero_point": point.to(torch.int8)}
 
     def dequantize(self, parts: Parts, /) -> Tensor:
         codes = parts["weight"].float()
@@ -109,6 +126,11 @@ class Int8(Reference, Quantizer):
 
     def quantization_step(self, parts: Parts, /) -> Tensor:
         return parts["scale"].float().expand(parts["weight"].shape)
+
+
+def _for_rows(one: Tensor, weight: Tensor) -> Tensor:
+    """[O, 1], of the one for all rows too."""
+    return one.expand(weight.shape[0], 1)
 
 
 def _codes(weight: Tensor, scale: Tensor) -> Tensor:

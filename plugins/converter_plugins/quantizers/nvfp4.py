@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from converter_core.api import QuantFormat, Quantizer, WeightContext, hookimpl
+from converter_core.api import QuantFormat, Quantizer, hookimpl
 
-from . import _calibration
 from ._bits import absmax, absmax_of_all, admit, as_bf16, decode_e4m3
+from ._calibration import Calibrated
 from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, steps
 from ._nvfp4_scales import better_codes, block_codes, divisors
 from ._reference import Numerics, Reference
 
 if TYPE_CHECKING:
-    from converter_core.api import Parts, TensorRef, TensorSpec
+    from converter_core.api import Parts
 
 WIDTH = 16
 TOP = 2688.0
@@ -29,7 +29,7 @@ MOST_GLOBAL = 2.0**118
 
 
 @dataclass(frozen=True)
-class Nvfp4(Reference, Quantizer):
+class Nvfp4(Reference, Calibrated, Quantizer):
     """4-bit floats (E2M1) with an E4M3 scale per 16 columns: 4.5 bits per weight, better than mxfp4.
 
     Parts: ``weight`` uint8 [O, I / 2], ``scale`` float8_e4m3fn [O, I / 16], ``global_scale`` float32 []
@@ -62,22 +62,6 @@ class Nvfp4(Reference, Quantizer):
 
     def observe(self, rows: Tensor, /) -> Parts:
         return {"amax": absmax_of_all(admit(rows))}
-
-    def inputs(
-        self, context: WeightContext, stores: Mapping[str, Mapping[str, TensorSpec]], /
-    ) -> Mapping[str, TensorRef | Tensor]:
-        if self.activation_absmax is None:
-            return {}
-        return {"input_absmax": _calibration.activation_absmax(self.activation_absmax, context.info.name)}
-
-    def input_files(self) -> Sequence[str]:
-        return () if self.activation_absmax is None else (self.activation_absmax,)
-
-    def check_names(self, names: Sequence[str], /) -> Iterable[str]:
-        if self.activation_absmax is None:
-            return
-        if idle := sorted(_calibration.names(self.activation_absmax) - set(names)):
-            yield f"{self.activation_absmax}: these names match no quantized weight: {', '.join(idle)}"
 
     def quantize(self, weight: Tensor, /, amax: Tensor, *, input_absmax: Tensor | None = None) -> Parts:
         weight = admit(weight, WIDTH)

@@ -8,7 +8,7 @@ _NAMING = (
     "leave it out: the naming of the source is recognised, and the target decides the naming of the output; for "
     "diffusers names write --set target.format=diffusers"
 )
-_COMFYUI = "ComfyUI's format needs a target of its own (target.format); the registered ones: model-converter plugins"
+_COMFYUI = "leave it out: --comfyui-mode quantizes the linear weights of the blocks, as ComfyUI's own files have it"
 _SELECT = "choose with quantization.options.target_modules or quantization.rules in a recipe: model-converter init"
 _WHOLE = "leave it out: nothing is deleted by a part of its name; every tensor is quantized, copied or cast"
 
@@ -16,7 +16,6 @@ REPLACED_FLAGS: Mapping[str, str] = {
     "--direction": _NAMING,
     "-d": _NAMING,
     "--alpha": "write --lora-alpha",
-    "--comfyui-mode": _COMFYUI,
     "--full-quantized": _COMFYUI,
     "--comfyui-keys": _COMFYUI,
     "--bits": "leave it out: --linear-type says it all (int8 and fp8 have 8 bits, mxfp4 and nvfp4 have 4)",

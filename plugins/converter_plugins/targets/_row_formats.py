@@ -22,9 +22,14 @@ def row_format(codes: TensorSpec, symmetric: bool = True) -> QuantFormat | None:
     return format if format is None or symmetric else replace(format, symmetric=False)
 
 
+def with_exact_scales(format: QuantFormat) -> QuantFormat:
+    """The format for readers that keep float32 scales: not rounded to what bf16 holds."""
+    return replace(format, scale_precision="F32") if format in (INT8, FP8) else format
+
+
 def check_rows(reader: str, format: QuantFormat, parts: Parts) -> None:
     """Refused unless these are codes ``[N, K]`` and float32 scales ``[N, 1]``."""
-    if format not in (INT8, FP8):
+    if replace(format, scale_precision="") not in (INT8, FP8):
         why = "" if format.element not in (INT8.element, FP8.element) else _difference(format)
         raise Refused(
             f"is {format}{why}, which {reader} does not read here (it reads int8 and fp8 with a float32 scale for each "
@@ -33,7 +38,11 @@ def check_rows(reader: str, format: QuantFormat, parts: Parts) -> None:
     if extra := sorted(parts.keys() - {"weight", "scale"}):
         raise Refused(f"{reader} has no place for {', '.join(extra)} of {format}")
     weight, scale = spec_of(parts["weight"]), spec_of(parts["scale"])
-    if row_format(weight) != format or len(weight.shape) != 2 or scale != TensorSpec("F32", (weight.shape[0], 1)):
+    if (
+        row_format(weight) != replace(format, scale_precision="")
+        or len(weight.shape) != 2
+        or scale != TensorSpec("F32", (weight.shape[0], 1))
+    ):
         raise Refused(f"{reader} reads {format} as [rows, columns] beside F32 [rows, 1], not {weight} beside {scale}")
 
 

@@ -26,7 +26,7 @@ from converter_core.api import (
 )
 
 from . import _diffusers_config, _torchao
-from ._row_formats import FP8, check_rows, row_format
+from ._row_formats import FP8, check_rows, row_format, with_exact_scales
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
@@ -75,6 +75,10 @@ class Diffusers(Target):
         if role == "weight":
             return context.name
         return f"{layer}.{role}" if style == "sdnq" else f"{context.name}_{role}"
+
+    def preferred_format(self, format: QuantFormat, /) -> QuantFormat:
+        """Float32 scales as they are."""
+        return with_exact_scales(format)
 
     def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         """As they are; the scales of ``bfl`` are ``[rows]``, for ``[rows, 1]`` loads and then fails in use."""

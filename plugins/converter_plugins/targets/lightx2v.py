@@ -71,11 +71,16 @@ FORMATS: Mapping[QuantFormat, _Storage] = {
 
 
 def storage_of(format: QuantFormat) -> _Storage | None:
-    """None for what LightX2V does not read. Scales of rows may be of any float dtype."""
-    if format.granularity == "row":
-        format = replace(format, scale_dtype="F32")
+    """None for what LightX2V does not read. Scales of rows may be of any float dtype; float32 ones are cast to bf16 at
+    load, so those that need all of their bits are not read. One scale of the whole weight is written for every row.
+    """
+    if format.granularity in ("row", "tensor"):
+        format = replace(format, granularity="row", scale_dtype="F32")
     return FORMATS.get(format)
 
+
+MARKER = ".comfy_quant"
+"""Ends the keys of tensors that name formats in files of ComfyUI, whose int8 weights are called as here."""
 
 # These belong to the layer, not to its weight: X.alpha beside X.weight. The last two replace global_scale in files
 # that LightX2V's add_scale_to_models.py has been over; they are read, never written.
@@ -95,7 +100,7 @@ class LightX2V(Target):
         return _key(context.name, role)
 
     def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
-        """Block scales are swizzled (``_swizzle``); all other parts are stored as they are."""
+        """Block scales are swizzled (``_swizzle``), one scale of the whole weight is repeated for every row."""
         format = context.format
         if format == UNQUANTIZED:
             self._check_roles(format, set(parts), {"weight"}, set())
@@ -103,6 +108,11 @@ class LightX2V(Target):
         storage = storage_of(format)
         if storage is None and not format.symmetric:
             self._check_roles(format, set(parts), set(), set())
+        if storage is None and storage_of(replace(format, scale_precision="")) is not None:
+            raise Refused(
+                "has scales in full float32, and LightX2V rounds them to bfloat16 when it loads them; quantize with "
+                "scale_dtype left out, or scale_dtype: bfloat16"
+            )
         if storage is None:
             known = ", ".join(map(str, FORMATS))
             raise Refused(
@@ -110,6 +120,9 @@ class LightX2V(Target):
                 "target.format: plain takes any"
             )
         self._check_roles(format, set(parts), {"weight", "scale", *storage.scalars}, set(storage.optional))
+        if format.granularity == "tensor":
+            scale = parts["scale"].reshape(-1, 1).expand(parts["weight"].shape[0], 1)
+            parts = {**parts, "scale": scale.contiguous()}
         self._check_specs(context, storage, {role: spec_of(part) for role, part in parts.items()})
         if not storage.block:
             return parts
@@ -120,6 +133,8 @@ class LightX2V(Target):
     def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         """Canonical parts. A missing ``global_scale`` comes from ``alpha = 1 / (input_global_scale global_scale)``."""
         storage = storage_of(context.format)
+        if storage is not None and context.format.granularity == "tensor":
+            return {**stored, "scale": stored["scale"][:1].reshape(())}
         if storage is None or not storage.block:
             return stored
         rows, blocks = storage.scales(spec_of(stored["weight"]))
@@ -182,7 +197,7 @@ class LightX2V(Target):
     def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
         """By dtypes and shapes, for LightX2V writes no metadata; a file of target ``plain`` says that it is one."""
         found: dict[str, Stored] = {}
-        if FORMATS_KEY in tensors.metadata:
+        if FORMATS_KEY in tensors.metadata or any(key.endswith(MARKER) for key in tensors):
             return found
         for name, spec in tensors.items():
             scale = tensors.get(_key(name, "scale"))
@@ -194,7 +209,7 @@ class LightX2V(Target):
                 known = spec.dtype == storage.weight and scale.dtype in storage.scale
                 whole = set(storage.scalars) <= set(keys) or {"alpha", "input_global_scale"} <= set(keys)
                 if known and whole and scale.shape == storage.stored_scales(spec):
-                    found[name] = Stored(format, keys)
+                    found[name] = Stored(_with_scales(format, scale.dtype), keys)
         return found
 
     def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
@@ -229,6 +244,13 @@ class LightX2V(Target):
         for role in (*storage.scalars, *storage.optional):
             if role in specs and specs[role] != TensorSpec("F32", ()):
                 raise Refused(f"LightX2V reads {role} of {format} as one F32 number of shape [], not {specs[role]}")
+
+
+def _with_scales(format: QuantFormat, dtype: str) -> QuantFormat:
+    """The format with row scales of that header dtype."""
+    if format.granularity != "row" or dtype == format.scale_dtype:
+        return format
+    return replace(format, scale_dtype=dtype)
 
 
 def _component(model: ModelFacts) -> str:

@@ -300,4 +300,4 @@ def test_files_calibrated_by_lightx2v_are_read() -> None:
 def test_notes_and_configuration_come_with_the_target() -> None:
     weights = {Q: Stored(FORMAT_OF["int8"], {"weight": Q, "scale": f"{Q}_scale"})}
     assert not list(TARGET.notes(weights))
-    assert TARGET.runtime_config(weights, "/models/wan")["config"]["dit_quantized_ckpt"] == "/models/wan"
+    assert TARGET.runtime_config(ModelFacts(), weights, "/models/wan")["config"]["dit_quantized_ckpt"] == "/models/wan"
