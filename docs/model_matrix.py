@@ -1,11 +1,11 @@
-"""The pages "Models", read off plans of one block of each released model: ``python docs/model_matrix.py`` writes them."""
+"""The pages "Models", read off plans of a block of each released model: ``python docs/model_matrix.py`` writes them."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,10 +28,10 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "matrix": "What can be written for `{target}`",
         "model": "model",
         "rest": (
-            "The tensors and the quantized weights are those of the first released model. A model that is not named here "
-            "is of the family all the same if its tensors are (fine-tunes of any size); `model-converter inspect` says "
-            "so. What no adapter knows converts with `--model-type any` and `quantization.rules`; an adapter of your own "
-            "takes [forty lines](your-own-model.md)."
+            "The tensors and the quantized weights are those of the first released model. A model that is not named "
+            "here is of the family all the same if its tensors are (fine-tunes of any size); `model-converter inspect` "
+            "says so. What no adapter knows converts with `--model-type any` and `quantization.rules`; an adapter of "
+            "your own takes [forty lines](your-own-model.md)."
         ),
         "roots": "Whole folders",
         "roots text": (
@@ -46,8 +46,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
     "zh/models.md": {
         "title": "模型",
         "intro": (
-            "每个模型适配器认识什么，以及哪种方案可以写给哪个目标。每一格都是用默认选项对已发布模型的一个 block 做计划得到的答案；"
-            "被拒绝的原因见 `model-converter plan`。LightX2V 的后端列表由 `model-converter inspect` 给出。"
+            "每个模型适配器认识什么，以及哪种方案可以写给哪个目标。"
+            "每一格都是用默认选项对已发布模型的一个 block 做计划得到的答案；被拒绝的原因见 `model-converter plan`。LightX2V 的后端列表由 `model-converter inspect` 给出。"
         ),
         "head": "| 模型 | 已发布的模型 | 张量数 | 量化数 | 模块（`target_modules`） | 键名格式 |",
         "matrix": "可以写给 `{target}` 的方案",
@@ -60,7 +60,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "roots": "整个目录",
         "roots text": (
             "下载下来的目录可以整个转换。Wan2.2 A14B 的两个专家分别写到 `OUTPUT/high_noise_model` 和 "
-            "`OUTPUT/low_noise_model`；diffusers 流水线则转换 `model_index.json` 中的每个 transformer。文本和图像编码器要按名字选："
+            "`OUTPUT/low_noise_model`；diffusers 流水线则转换 `model_index.json` 中的每个 transformer。"
+            "文本和图像编码器要按名字选："
             "`--component t5`（以及 `clip`；与 transformer 同目录时的 `dit`；或流水线中的目录，如 `text_encoder`）；"
             "`model-converter inspect ROOT` 列出其中有什么。配方里写 `source.components: [t5]`。"
             "一对专家的 LoRA 要写明属于谁：`component: high_noise_model`。"
@@ -102,8 +103,11 @@ def small_sources(model: TableModel, folder: Path) -> Iterator[Path]:
 
 
 def accepted(model: ModelAdapter, target: str, scheme: str, source: Path, registry: Registry) -> bool:
+    (source / "tokenizer.model").write_bytes(b"")
+    asks = {field.name for field in fields(model)} if is_dataclass(model) else set()
+    options = {"tokenizer": str(source / "tokenizer.model")} if "tokenizer" in asks else {}
     recipe = {
-        "source": {"path": str(source), "type": model.name},
+        "source": {"path": str(source), "type": model.name, "options": options},
         "quantization": {"method": scheme},
         "target": {"format": target},
         "output": {"path": str(source.parent / "output")},
