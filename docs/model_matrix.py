@@ -47,7 +47,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "title": "模型",
         "intro": (
             "每个模型适配器认识什么，以及哪种方案可以写给哪个目标。"
-            "每一格都是用默认选项对已发布模型的一个 block 做计划得到的答案；被拒绝的原因见 `model-converter plan`。LightX2V 的后端列表由 `model-converter inspect` 给出。"
+            "每一格都是用默认选项对已发布模型的一个 block 做计划得到的答案；"
+            "被拒绝的原因见 `model-converter plan`。LightX2V 的后端列表由 `model-converter inspect` 给出。"
         ),
         "head": "| 模型 | 已发布的模型 | 张量数 | 量化数 | 模块（`target_modules`） | 键名格式 |",
         "matrix": "可以写给 `{target}` 的方案",
@@ -103,7 +104,7 @@ def small_sources(model: TableModel, folder: Path) -> Iterator[Path]:
 
 
 def accepted(model: ModelAdapter, target: str, scheme: str, source: Path, registry: Registry) -> bool:
-    (source / "tokenizer.model").write_bytes(b"")
+    (source / "tokenizer.model").write_bytes(b"spiece")
     asks = {field.name for field in fields(model)} if is_dataclass(model) else set()
     options = {"tokenizer": str(source / "tokenizer.model")} if "tokenizer" in asks else {}
     recipe = {

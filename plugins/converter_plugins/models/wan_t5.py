@@ -22,6 +22,9 @@ from converter_core.api import (
     norm,
 )
 
+LARGEST_TOKENIZER = 64 << 20
+"""Bytes; that of umT5 has 4.5 MB."""
+
 BLOCK = "blocks.{}."
 LAYER = "encoder.block.{}.layer."
 _ATTENTION, _FEED_FORWARD = f"{LAYER}0.SelfAttention", f"{LAYER}1.DenseReluDense"
@@ -80,8 +83,11 @@ class WanT5(TableModel):
     tokenizer: str = ""
 
     def __post_init__(self) -> None:
-        if self.tokenizer and not Path(self.tokenizer).is_file():
-            raise Refused(f"tokenizer: {self.tokenizer} is no file; it is called spiece.model where Wan is downloaded")
+        path = Path(self.tokenizer)
+        if self.tokenizer and not (path.is_file() and 0 < path.stat().st_size <= LARGEST_TOKENIZER):
+            raise Refused(
+                f"tokenizer: {self.tokenizer} is no sentencepiece file; it is called spiece.model where Wan is downloaded"
+            )
 
     def input_files(self) -> Sequence[str]:
         return (self.tokenizer,) if self.tokenizer else ()

@@ -214,9 +214,11 @@ def test_another_tokenizer_is_another_conversion(tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"two")
     with make_plan(recipe) as plan:
         assert plan.outputs[0].fingerprint.value != first
-    recipe["source"]["options"] = {"tokenizer": str(tmp_path / "absent.model")}
-    with pytest.raises(ConverterError, match="is no file"):
-        make_plan(recipe)
+    (tmp_path / "empty.model").touch()
+    for name in ("absent.model", "empty.model"):
+        recipe["source"]["options"] = {"tokenizer": str(tmp_path / name)}
+        with pytest.raises(ConverterError, match="is no sentencepiece file"):
+            make_plan(recipe)
 
 
 def test_comfyui_knows_clip_by_other_names_only(tmp_path):
