@@ -86,7 +86,8 @@ class WanT5(TableModel):
         path = Path(self.tokenizer)
         if self.tokenizer and not (path.is_file() and 0 < path.stat().st_size <= LARGEST_TOKENIZER):
             raise Refused(
-                f"tokenizer: {self.tokenizer} is no sentencepiece file; it is called spiece.model where Wan is downloaded"
+                f"tokenizer: {self.tokenizer} is no sentencepiece file; it is called spiece.model where Wan is "
+                "downloaded"
             )
 
     def input_files(self) -> Sequence[str]:
