@@ -31,7 +31,7 @@ class ConverterError(Exception):
     """A problem, or several found together, shown to the user as they stand: what a terminal would obey is escaped."""
 
     def __init__(self, *problems: str) -> None:
-        self.problems: tuple[str, ...] = tuple(map(_printable_lines, problems))
+        self.problems: tuple[str, ...] = tuple(map(printable_lines, problems))
         super().__init__("\n".join(self.problems))
 
 
@@ -106,8 +106,8 @@ def shown(name: object) -> str:
     return printable(name, LONGEST_LINE)
 
 
-def _printable_lines(text: str) -> str:
-    """The core's own messages may have several lines."""
+def printable_lines(text: str) -> str:
+    """``printable``, line by line: the core's own messages may have several."""
     return "\n".join(printable(line, LONGEST_LINE) for line in str(text).split("\n"))
 
 

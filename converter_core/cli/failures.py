@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConverterError, shown
+from ..errors import ConverterError, listed, shown
 from . import exit_codes
-from .output import message, print_json
+from .output import IN_JSON, message, print_json
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Failure:
         return {"error": {"kind": self.kind, "problems": list(self.problems)}, "exit_code": self.exit_code}
 
     def show(self, prefix: str = "") -> None:
-        for problem in self.problems:
+        for problem in listed(self.problems, rest=IN_JSON):
             message(f"error: {prefix}{problem}")
 
 

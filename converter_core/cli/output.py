@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import listed, printable_lines, shown
 from ..sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the tables too.")]
+
+IN_JSON = "; --json prints all"
+"""What a list that was cut short says at its end."""
 
 WIDTH = 120
 """Columns where there is no terminal to ask."""
@@ -29,7 +33,7 @@ def each_output(value: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def message(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable_lines(text), file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
@@ -45,7 +49,7 @@ def console() -> Console:
 
 def show_line(text: str) -> None:
     """A line of a result, not wrapped."""
-    console().print(text, soft_wrap=True)
+    console().print(printable_lines(text), soft_wrap=True)
 
 
 def show_facts(facts: Mapping[str, object]) -> None:
@@ -55,7 +59,8 @@ def show_facts(facts: Mapping[str, object]) -> None:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         if value not in (None, "", [], ()):
-            console().print(Text.assemble((f"{name:{width}}  ", "bold"), in_words(value)), soft_wrap=True)
+            line = Text.assemble((f"{shown(name):{width}}  ", "bold"), shown(in_words(value)))
+            console().print(line, soft_wrap=True)
 
 
 def in_words(value: object) -> str:
@@ -64,9 +69,9 @@ def in_words(value: object) -> str:
 
 
 def show_remarks(notes: Iterable[str], warnings: Iterable[str]) -> None:
-    for note in notes:
+    for note in listed(list(notes), rest=IN_JSON):
         console().print(f"note: {note}", soft_wrap=True)
-    for warning in warnings:
+    for warning in listed(list(warnings), rest=IN_JSON):
         console().print(f"warning: {warning}", style="yellow", soft_wrap=True)
 
 

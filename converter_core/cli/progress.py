@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Protocol
 
+from ..errors import printable
 from ..sizes import format_bytes
 from .log import Log
 
@@ -113,8 +114,9 @@ def fit(event: Event, pace: Pace, width: int) -> str:
     percent = f"{event.done / event.total:4.0%}" if event.total else ""
     rate, left = pace.parts(event) or ("", "")
     size = f"{format_bytes(event.done)}/{format_bytes(event.total)}"
+    weight = printable(event.weight)
     shown: set[str] = set()
-    for part in (percent, left, size, rate, _resumed(event), event.weight):
+    for part in (percent, left, size, rate, _resumed(event), weight):
         if part and sum(len(other) + 1 for other in shown) + len(part) <= width:
             shown.add(part)
-    return " ".join(part for part in (percent, size, rate, left, _resumed(event), event.weight) if part in shown)
+    return " ".join(part for part in (percent, size, rate, left, _resumed(event), weight) if part in shown)

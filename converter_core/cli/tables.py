@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..errors import shown
 from ..sizes import format_bytes
 from .output import console
 
@@ -33,7 +34,7 @@ def show_table(
     On a narrow terminal the ``optional`` columns are dropped, the first named first. Where that is not enough each
     row becomes a paragraph.
     """
-    texts = [[str(value) for value in row] for row in rows]
+    texts = [[shown(value) for value in row] for row in rows]
     right = set(columns[len(columns) - numbers :])
     out = console()
     kept = list(range(len(columns)))

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import listed
 from ..sizes import format_bytes
 from . import exit_codes
 from .differences import show_differences
 from .log import Log
-from .output import Json, Quiet, message, print_json, show_facts, show_remarks
+from .output import IN_JSON, Json, Quiet, message, print_json, show_facts, show_remarks
 from .progress import progress
 from .tables import natural_key, show_table
 
@@ -81,7 +82,7 @@ _GRAVITY = (exit_codes.OK, exit_codes.STRUCTURE_ONLY, exit_codes.FAILED)
 
 
 def _show_problems(report: Verification) -> None:
-    for problem in report.problems:
+    for problem in listed(report.problems, rest=IN_JSON):
         message(f"error: {problem}")
 
 

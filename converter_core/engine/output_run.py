@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from ..api.tensors import raw
@@ -35,7 +35,8 @@ class OutputRun:
         self.staging = Staging(folder, plan.name, plan.file_layouts)
         unfinished = look_for_unfinished(folder, plan.name)
         same = unfinished.begun is not None and unfinished.begun.fingerprint == plan.fingerprint.value
-        self.begun = unfinished.begun if resume and same else None
+        resumes = unfinished.begun is not None and unfinished.begun.resumes(plan.fingerprint)
+        self.begun = unfinished.begun if resume and resumes else None
         self._publishes = unfinished.publishes if same else frozenset()
         self._staged = unfinished.files
         self._claims = self._claimed()
@@ -60,7 +61,12 @@ class OutputRun:
         if self.begun is None:
             return {}
         claims = {key: crc32 for sums in self.begun.done.values() for key, crc32 in sums.items()}
-        return claims | {key: zlib.crc32(raw(tensor.contiguous())) for key, tensor in self.plan.constants.items()}
+        return claims | {key: zlib.crc32(data) for key, data in self._constants()}
+
+    def _constants(self) -> Iterator[tuple[str, memoryview]]:
+        for key, tensor in self.plan.constants.items():
+            held = tensor.contiguous()  # its bytes are only there as long as it is
+            yield key, raw(held)
 
     def compare(self) -> None:
         """Read what stands under final names already and may not be what it should; sets ``standing``, ``changed``."""
@@ -118,18 +124,18 @@ class OutputRun:
         if self.begun is None:
             replaces, orphans = frozenset(plan.state.replaces), frozenset(plan.state.orphans)
             mark = plan.fingerprint
-            begun = Begun(mark.value, mark.made_of, replaces, orphans, publishes=self._publishes)
+            begun = Begun(mark.value, mark.made_of, replaces, orphans, {}, self._publishes, mark.identity)
             self.journal = Journal.begin(staging.folder, begun)
             staging.clear()
         else:
             self.journal = Journal(staging.folder)
         staging.prepare(self.standing)
-        for key, tensor in plan.constants.items():
+        for key, data in self._constants():
             if plan.weight_map[key] in self.standing:
                 self.crc32[key] = self._claims[key]
                 continue
             with staging.open(plan.weight_map[key]) as file:
-                file.write(key, 0, raw(tensor.contiguous()))
+                file.write(key, 0, data)
                 self.crc32.update(file.crc32)
 
     def has(self, job: Job, export: Export) -> bool:

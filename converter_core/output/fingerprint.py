@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ from ..trusted import open_regular
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """value: sha256 hex of ``made_of``, whose entries tell what changed when it differs."""
+    """value: sha256 hex of ``made_of``, whose entries tell what changed when it differs.
+
+    identity: of the source files that are on a disk of this machine, [inode, time of the last change of anything, of
+    the content]. It is no part of the value, but an interrupted run is resumed with the very same files alone: a file
+    of another content can have the same size and be given the same time.
+    """
 
     value: str
     made_of: Mapping[str, Any]
+    identity: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 def digest(value: Any) -> str:
@@ -33,9 +40,11 @@ def fingerprint(
     sources: Iterable[tuple[str, int, int | str, str]],
     inputs: Mapping[str, str],
     distributions: Mapping[str, str],
+    paths: Mapping[str, str] | None = None,
 ) -> Fingerprint:
     """recipe: as_dict(). sources: (name, size, version, header hash). inputs: of files that the recipe names, by path,
     ``content_hash``.
+    paths: name of a source file -> where it is.
 
     Where source, inputs and output lie, and how their paths were typed, is no part of it.
     """
@@ -49,7 +58,14 @@ def fingerprint(
         **{f"file {Path(path).name}": content for path, content in inputs.items()},
         **{f"version of {name}": number for name, number in distributions.items()},
     }
-    return Fingerprint(digest(made_of), made_of)
+    return Fingerprint(digest(made_of), made_of, dict(_identities(paths or {})))
+
+
+def _identities(paths: Mapping[str, str]) -> Iterator[tuple[str, list[int]]]:
+    for name, path in paths.items():
+        with suppress(OSError, ValueError):  # it lies elsewhere
+            status = Path(path).stat()
+            yield name, [status.st_ino, status.st_ctime_ns, status.st_mtime_ns]
 
 
 _PLACES = {"source": ("path", "on_unmatched"), "output": ("path", "overwrite")}

@@ -27,7 +27,7 @@ class Begun:
     """What a journal says. done: weight -> key -> crc32. publishes: files that are being given their final names.
 
     replaces: files of other conversions that the run was told to replace. orphans: those of them that had no manifest
-    any more when it began, because an earlier run was interrupted while it replaced them.
+    any more when it began, because an earlier run was interrupted while it replaced them. identity: of the sources.
     """
 
     fingerprint: str
@@ -36,9 +36,17 @@ class Begun:
     orphans: frozenset[str] = frozenset()
     done: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     publishes: frozenset[str] = frozenset()
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def resumes(self, now: Fingerprint) -> bool:
+        """The same conversion, and of the very same files."""
+        return self.fingerprint == now.value and self.identity == now.identity
 
     def differences(self, now: Fingerprint) -> list[str]:
         """Which ingredients of the fingerprint are not what they were, for a message."""
+        if self.fingerprint == now.value:
+            names = sorted({*self.identity, *now.identity})
+            return [f"source file {name}" for name in names if self.identity.get(name) != now.identity.get(name)]
         keys = sorted({*self.made_of, *now.made_of})
         return [key for key in keys if self.made_of.get(key) != _jsonable(now.made_of.get(key))]
 
@@ -74,7 +82,9 @@ def read(staging: Folder) -> Begun | None:
                 f"remove {shown(staging.path)}"
             )
     files = {what: frozenset[str]().union(*several) for what, several in named.items()}
-    return Begun(head["fingerprint"], head["made_of"], done=done, **files)
+    identity = head.get("identity")
+    identity = identity if isinstance(identity, dict) else {}
+    return Begun(head["fingerprint"], head["made_of"], done=done, identity=identity, **files)
 
 
 def _are_checksums(value: Any) -> bool:
@@ -101,7 +111,7 @@ class Journal:
     def begin(cls, staging: Folder, begun: Begun) -> Journal:
         """A new journal in the place of what stands there, whole and durable from the first moment."""
         names = {"replaces": begun.replaces, "orphans": begun.orphans, "publishes": begun.publishes}
-        head = {"fingerprint": begun.fingerprint, "made_of": begun.made_of}
+        head = {"fingerprint": begun.fingerprint, "made_of": begun.made_of, "identity": begun.identity}
         head |= {what: sorted(files) for what, files in names.items() if files}
         fd = staging.create_file(NEW)
         try:

@@ -103,7 +103,8 @@ class _Survey:
         self.own = manifest_name(name)
         self.unfinished: Unfinished = look_for_unfinished(folder, name)
         begun = self.unfinished.begun
-        self.resumes = begun is not None and begun.fingerprint == print_.value
+        self.same = begun is not None and begun.fingerprint == print_.value
+        self.resumes = begun is not None and begun.resumes(print_)
         self.manifests: Manifests = manifests_in(folder)
 
     def state(self, overwrite: bool) -> OutputState:
@@ -111,7 +112,7 @@ class _Survey:
         if self.manifests.read.get(self.own, {}).get("fingerprint") == self.print_.value:
             found = meet(self.folder, self.own, self.manifests.read[self.own], self.layouts, self.planned)
             if isinstance(found, Finished):
-                leftover = self.unfinished.exists and (self.resumes or self.unfinished.empty)
+                leftover = self.unfinished.exists and (self.same or self.unfinished.empty)
                 return OutputState(found, self.resumes, staged, leftover, warnings=tuple(self._damages(found)))
             self._refuse_own(found)
         met, asked, foreign = self._conflicts()
@@ -149,7 +150,7 @@ class _Survey:
                 asked.append(file)
             elif file in orphans:
                 asked.append(file)
-            elif not (self.resumes and file in self.unfinished.publishes):
+            elif not (self.same and file in self.unfinished.publishes):
                 foreign.append(file)
         asked += sorted(file for file in orphans - self.planned if self.folder.status(file) is not None)
         return met, asked, foreign
@@ -164,7 +165,7 @@ class _Survey:
             return frozenset()
         found = begun.orphans | (begun.replaces if begun.publishes else frozenset())
         published = begun.publishes - self.unfinished.files
-        found = found - published if self.resumes else found | begun.publishes
+        found = found - published if self.same else found | begun.publishes
         return frozenset(
             file for file in found if not any(self._owns(name, file) for name in self.manifests.read if name != file)
         )

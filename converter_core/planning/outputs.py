@@ -19,7 +19,7 @@ from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.tensors import spec_of
 from ..api.values import FLOATING, Extras, FileLayout, OutputTensor, Parts, PlannedWeight, TensorSpec, WeightInfo
-from ..checkpoint.files import weight_suffixes
+from ..checkpoint.files import SourceFile, weight_suffixes
 from ..errors import CheckpointError, PlanError, PluginError, Refused
 from ..output import fingerprint, side_files
 from ..output import state as output_folder
@@ -163,7 +163,8 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     side, copies = _side(made, source, extras, weights, weight_map, problems)
     distributions = _distributions(made, source, quantizers)
     contents = {**{path: fingerprint.content_hash(path) for path in inputs}, **source.loras.contents()}
-    mark = fingerprint.fingerprint(recipe.as_dict(), _source_files(source, copies), contents, distributions)
+    paths = {file.name: file.path for file in _read_files(source)}
+    mark = fingerprint.fingerprint(recipe.as_dict(), _source_files(source, copies), contents, distributions, paths)
     planned = (*layouts, *side, *copies, manifest_name(made.name))
     path = Path(recipe.output.path)
     state = output_folder.output_state(path, made.name, layouts, planned, mark, recipe.output.overwrite)
@@ -254,13 +255,17 @@ def _metadata(made: Draft, source: SourcePlan, inputs: Sequence[str]) -> dict[st
     return file_layout.header_metadata(told, inputs, source.stores.base.tensors)
 
 
-def _source_files(source: SourcePlan, copies: Mapping[str, Path]) -> list[tuple[str, int, int | str, str]]:
-    """(name, size, mtime, header hash) of every file that the output is made of."""
+def _read_files(source: SourcePlan) -> list[SourceFile]:
     files = [*source.stores.base.files]
     for path in source.adapter.stores().values():
         files += source.stores.file(path).files
+    return files
+
+
+def _source_files(source: SourcePlan, copies: Mapping[str, Path]) -> list[tuple[str, int, int | str, str]]:
+    """(name, size, mtime, header hash) of every file that the output is made of."""
     found: list[tuple[str, int, int | str, str]] = [
-        (file.name, file.size, file.version, file.header_hash) for file in files
+        (file.name, file.size, file.version, file.header_hash) for file in _read_files(source)
     ]
     for name, copied in copies.items():
         stat = copied.stat()

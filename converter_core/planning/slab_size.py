@@ -45,7 +45,7 @@ def cut(job: Job, slab_bytes: int, budget: int) -> Cut:
 
     block = common_row_block(*(export.schema.row_block for export in job.exports))
     fine = common_row_block(*(export.quantizer.row_block for export in job.exports))
-    if not block or not fine:
+    if not block or not fine or not job.spec.numel:  # rows without elements are not worth counting
         return Cut(rows, rows, nbytes(rows, rows))
 
     def fit(limit: int, per_row: int, step: int) -> int:

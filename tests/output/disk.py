@@ -171,12 +171,10 @@ class Disk:
 
     def build(self, calls: list[Call], folder: Path) -> str:
         """Write the state into an empty folder; a digest of it."""
-        names: dict[int, dict[str, Node]] = {id(node): dict(node.names) for node in self._nodes.values()}
-        content: dict[int, bytearray] = {id(node): bytearray(node.base) for node in self._nodes.values()}
+        nodes = {id(node): node for node in (*_within(self.root), *_nodes_of(calls))}
+        names = {number: dict(node.names) for number, node in nodes.items()}
+        content = {number: bytearray(node.base) for number, node in nodes.items()}
         times: dict[int, int] = {}
-        for node in _nodes_of(calls):
-            names.setdefault(id(node), dict(node.names))
-            content.setdefault(id(node), bytearray(node.base))
         for call in calls:
             within, data = names[id(call.node)], content[id(call.node)]
             if call.kind in ("unlink", "rename"):
@@ -212,6 +210,12 @@ class Disk:
                 if id(child) in times:
                     os.utime(inner, ns=(0, times[id(child)]))
                 digest.update(str(times.get(id(child))).encode())
+
+
+def _within(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.names.values():
+        yield from _within(child)
 
 
 def _nodes_of(calls: list[Call]) -> Iterator[Node]:

@@ -15,6 +15,7 @@ from converter_core import ConverterError, Registry, convert, make_plan, verify
 
 from .conftest import Asking
 from .disk import Call, Disk
+from .test_met_again import stopped_after
 
 LAYOUTS = ["single_file", "by_block", "chunked"]
 
@@ -24,9 +25,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Recorded:
-    """A conversion, fresh or replacing another, on the model of a disk. old, new: what stood there before and after."""
+    """A conversion on the model of a disk. old, new: what stood in its folder before and after.
 
-    def __init__(self, ask: Asking, plugins: Registry, layout: str, replacing: bool, folder: Path) -> None:
+    before: ``fresh``; ``replacing`` another; ``interrupted``: replacing one that was interrupted while it replaced
+    another.
+    """
+
+    def __init__(self, ask: Asking, plugins: Registry, layout: str, before: str, folder: Path) -> None:
+        replacing = before != "fresh"
         self.plugins = plugins
         self.again = folder / "disk"  # always the same path: it stands in the manifest
         self.again.mkdir()
@@ -34,7 +40,10 @@ class Recorded:
         self.recipe: dict[str, Any] = ask("fp8", out, layout, overwrite=replacing)
         if replacing:
             convert(ask("int8", out, "by_block"), registry=plugins)
-        self.old = contents(out)
+        if before == "interrupted":
+            with stopped_after(2):
+                convert(ask("mxfp4", out, "by_block", overwrite=True), registry=plugins)
+        self.old = {} if before == "interrupted" else contents(out)
         self.disk = Disk(self.again)
         with self.disk.recording():
             convert(self.recipe, registry=plugins)
@@ -83,26 +92,53 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("replacing", [False, True], ids=["fresh", "replacing"])
-def test_power_loss_at_some_moments(
-    ask: Asking, plugins: Registry, tmp_path: Path, layout: str, replacing: bool
-) -> None:
-    recorded = Recorded(ask, plugins, layout, replacing, tmp_path)
-    rng = random.Random(f"{layout} {replacing}")
-    moments = rng.choices(range(len(recorded.disk.calls) + 1), k=12)
+@pytest.mark.parametrize("before", ["fresh", "replacing", "interrupted"])
+def test_power_loss_at_some_moments(ask: Asking, plugins: Registry, tmp_path: Path, layout: str, before: str) -> None:
+    recorded = Recorded(ask, plugins, layout, before, tmp_path)
+    rng = random.Random(f"{layout} {before}")
+    moments = rng.choices(range(len(recorded.disk.calls) + 1), k=8)
     for moment in moments:
         calls = rng.choice(list(recorded.disk.after(moment, rng)))
         assert recorded.check(calls) == "", f"before call {moment}: {recorded.disk.calls[moment : moment + 1]}"
 
 
+def test_nothing_is_announced_before_it_is_durable(ask: Asking, plugins: Registry, tmp_path: Path) -> None:
+    """With all lost that no fsync covered: what the journal announces is staged, what the manifest lists is there."""
+    recorded = Recorded(ask, plugins, "by_block", "replacing", tmp_path)
+    calls = recorded.disk.calls
+    announced = next(n for n, call in enumerate(calls) if b'"publishes"' in call.data)
+    last = next(n for n, call in enumerate(calls) if call.kind == "rename" and call.name == "tiny.manifest.json")
+    whole = {name for name in recorded.new if name != "tiny.manifest.json"}
+    for moment, place in ((announced, ".tiny.partial/files/"), (last, "")):
+        lost = list(recorded.disk.after(moment))[1]
+        shutil.rmtree(recorded.again)
+        recorded.again.mkdir()
+        recorded.disk.build(lost, recorded.again)
+        found = contents(recorded.again / "out")
+        assert {name for name in whole if found.get(place + name) != recorded.new[name]} == set()
+    assert "tiny.manifest.json" not in found
+    synced = [call.kind for call in calls[announced:]].index("fsync")
+    assert "rename" not in [call.kind for call in calls[announced : announced + synced]]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_journal_that_takes_over_another_is_whole_from_the_first_moment(
+    ask: Asking, plugins: Registry, tmp_path: Path
+) -> None:
+    """Or nobody would know any more whose the files are that stand without a manifest."""
+    recorded = Recorded(ask, plugins, "single_file", "interrupted", tmp_path)
+    begun = next(n for n, call in enumerate(recorded.disk.calls) if call.kind == "rename")
+    for moment in range(begun + 3):
+        for calls in recorded.disk.after(moment):
+            assert recorded.check(calls) == "", f"before call {moment}"
+
+
 @pytest.mark.soak
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("replacing", [False, True], ids=["fresh", "replacing"])
-def test_power_loss_at_every_moment(
-    ask: Asking, plugins: Registry, tmp_path: Path, layout: str, replacing: bool
-) -> None:
-    recorded = Recorded(ask, plugins, layout, replacing, tmp_path)
+@pytest.mark.parametrize("before", ["fresh", "replacing", "interrupted"])
+def test_power_loss_at_every_moment(ask: Asking, plugins: Registry, tmp_path: Path, layout: str, before: str) -> None:
+    recorded = Recorded(ask, plugins, layout, before, tmp_path)
     wrong = (
         f"before call {moment} {recorded.disk.calls[moment : moment + 1]}: {problem}"
         for moment, calls in recorded.states(random.Random(0))

@@ -24,10 +24,12 @@ from converter_core.api import (
     spec_of,
 )
 
+from ._torch_records import Records, StoredTensor, read_records
+
 WRAPPERS = ("state_dict", "model_state_dict", "params", "model", "module")
 """Under which names training code wraps the tensors."""
 
-TRAINED_BESIDE = ("generator_ema", "generator", "ema")
+DISTILLED = ("generator_ema", "generator", "ema")
 """Where there is none of these: the generator of a distillation, its average first, as its runtimes take it."""
 
 PLAIN = (int, float, str, bool, type(None))
@@ -50,23 +52,37 @@ class TorchZip(Container):
             raise CheckpointError(
                 f"{shown(source.name)}: a file of torch.save can only be read from a disk of this machine; download it"
             )
-        _check_archive(path)
+        records = _check_archive(path)
         notes: list[str] = []
-        tensors = _tensors(_unwrap(_load(path), path, notes), path, notes)
+        tensors = _tensors(_unwrap(_load(path), path, notes=notes), path, notes)
         specs = {key: spec_of(tensor) for key, tensor in tensors.items()}
-        return FileContents(specs, reader=_Mapped(tensors), notes=tuple(notes))
+        return FileContents(
+            specs, _offsets(records, tensors, path), reader=_Mapped(tensors, source), notes=tuple(notes)
+        )
+
+
+def _offsets(records: Records, tensors: Mapping[str, Tensor], path: str) -> dict[str, int]:
+    """Where in the file tensors begin, as far as that is known: those are read as any file is."""
+    if records.content is None:
+        return {}
+    stored = _unwrap(records.content, path, StoredTensor)
+    places = {key: records.place(stored.get(key), tensor) for key, tensor in tensors.items()}
+    return {key: place for key, place in places.items() if place is not None}
 
 
 class _Mapped:
-    """Tensors that are mapped into memory."""
+    """Tensors that are mapped into memory: those whose rows lie scattered in the file."""
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, tensors: dict[str, Tensor], source: ByteSource) -> None:
         self._tensors = tensors
+        self._source = source
 
     def read(self, key: str, start: int, into: memoryview) -> None:
         tensor = self._tensors[key]
         if not len(into):
             return
+        # the process would be killed for a page that the file no longer has
+        self._source.read(self._source.size - 1, memoryview(bytearray(1)))
         stop = start + len(into)
         if not tensor.is_contiguous():
             row = tensor.numel() * tensor.element_size() // tensor.shape[0]
@@ -81,7 +97,7 @@ class _Mapped:
         self._tensors = {}
 
 
-def _check_archive(path: str) -> None:
+def _check_archive(path: str) -> Records:
     """That this is a zip of plainly stored records, so that nothing can be larger in memory than in the file."""
     name = shown(path)
     with open(path, "rb") as file:
@@ -99,14 +115,17 @@ def _check_archive(path: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
+            plain = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+            found = read_records(path, archive) if plain else Records()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise CheckpointError(f"{name}: the archive is damaged or cut short ({error}); download it again") from None
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+    if not plain:
         raise CheckpointError(
             f"{name}: its records are compressed, which torch.save never does; save it again by torch"
         )
     if sum(record.file_size for record in records) > Path(path).stat().st_size:
         raise CheckpointError(f"{name}: its records claim more bytes than the file has; it is damaged")
+    return found
 
 
 def _load(path: str) -> Any:
@@ -130,17 +149,17 @@ def _reason(error: Exception) -> str:
     return shown(lines[0][:200]) if lines else "no reason given"
 
 
-def _unwrap(content: Any, path: str, notes: list[str]) -> Mapping[Any, Any]:
+def _unwrap(content: Any, path: str, leaf: type = Tensor, notes: list[str] | None = None) -> Mapping[Any, Any]:
     for _ in range(MAX_DEPTH):
         if not isinstance(content, dict):
             raise CheckpointError(f"{shown(path)}: holds a {type(content).__name__}, not a mapping of names to tensors")
         mappings = [name for name, value in content.items() if isinstance(value, dict) and isinstance(name, str)]
         inner = [name for name in WRAPPERS if name in mappings]
-        inner = inner or [name for name in TRAINED_BESIDE if name in mappings][:1]
-        if not inner or any(isinstance(value, Tensor) for value in content.values()):
+        inner = inner or [name for name in DISTILLED if name in mappings][:1]
+        if not inner or any(isinstance(value, leaf) for value in content.values()):
             return content
         others = [name for name in mappings if name not in inner]
-        if others and len(inner) == 1:
+        if others and len(inner) == 1 and notes is not None:
             notes.append(
                 f"{shown(path)}: the weights are those under {inner[0]!r}; {' and '.join(map(shown, others))} beside "
                 "them are left out"
@@ -176,7 +195,9 @@ def _unfit(key: Any, value: Any) -> str:
         return "is not a name"
     if not isinstance(value, Tensor):
         return f"is a {type(value).__name__}, not a tensor; save the tensors alone"
-    if value.layout is not torch.strided or value.is_quantized or value.is_conj() or value.is_neg():
+    if value.is_meta:
+        return "has no values (it is on the meta device); save it with them"
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized or value.is_conj() or value.is_neg():
         return "is not a plain dense tensor; convert it before saving"
     try:
         spec_of(value)

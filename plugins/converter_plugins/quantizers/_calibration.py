@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import pickle
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
-from converter_core.api import Refused, TensorRef, TensorSpec, WeightContext
+from converter_core.api import Refused, TensorRef, TensorSpec, WeightContext, load_json_object, read_file
+
+LARGEST = 256 << 20
+"""Bytes. A number for each weight of the largest model takes a thousandth of it."""
 
 MAKE_IT = "LightX2V writes calib.pt when it runs the unquantized model with do_mm_calib: true"
 
@@ -53,8 +54,8 @@ def activation_absmax(path: str, name: str) -> Tensor:
         raise Refused(f"has no activation statistic in {path}; {MAKE_IT}")
     found = table[name]
     try:
-        value = torch.as_tensor(found, dtype=torch.float32).cpu()
-    except (TypeError, ValueError, RuntimeError):
+        value = torch.as_tensor(found, dtype=torch.float32).cpu().to_dense()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise Refused(f"has an activation statistic in {path} that is no number: {found!r}") from None
     if value.numel() != 1:
         raise Refused(f"has an activation statistic of shape {list(value.shape)} in {path}; needs one number")
@@ -82,13 +83,16 @@ def _read(path: str, mtime_ns: int, size: int) -> Mapping[str, Any]:
     """Read once for all weights, and again when the file has changed."""
     content: Any
     try:
+        data = read_file(path, LARGEST)
         if path.endswith(".json"):
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = load_json_object(data, "it", "a calibration file holds a mapping")
         elif path.endswith(".safetensors"):
-            content = load_file(path)
+            content = load(data)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (ValueError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle makes torch raise nearly anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Refused(f"activation_absmax: {path} is not a calibration file: {reason}") from None
     table = content.get("absmax", content) if isinstance(content, dict) else None
