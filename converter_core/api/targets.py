@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .contexts import ModelFacts, SourceTensors, WeightContext
@@ -55,6 +55,10 @@ class Target(ABC):
     def key_format(self) -> str:
         """The key format that model adapters are asked for."""
         return "original"
+
+    def key_format_for(self, known: Collection[str]) -> str:
+        """The key format that a model is asked for that knows these; another one where the runtime mixes them."""
+        return self.key_format
 
     @property
     def config_format(self) -> str:

@@ -50,7 +50,7 @@ class Checkpoint:
 
     root: the folder its files are in. files: by name. tensors: in the order of the files and, within each, of the data.
     metadata: the headers' own. skipped: other files with weights in the folder that was given. indexed: an index
-    names the files.
+    names the files. notes: what the containers say of their files.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Checkpoint:
         self.format = format
         self.skipped = tuple(skipped)
         self.indexed = indexed
+        self.notes = tuple(note for reader in readers for note in reader.notes)
         self._readers = tuple(readers)
         self._of = {key: reader for reader in readers for key in reader.tensors}
         self.tensors: Mapping[str, TensorSpec] = {key: reader.tensors[key] for key, reader in self._of.items()}

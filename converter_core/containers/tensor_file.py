@@ -37,6 +37,7 @@ class TensorFile:
         self._contents = contents
         self._offsets = contents.offsets
         self.metadata: Mapping[str, Any] = contents.metadata
+        self.notes = tuple(contents.notes)
         by_offset = sorted(contents.tensors.items(), key=lambda item: (contents.offsets.get(item[0], -1), item[0]))
         ordered = by_offset if contents.offsets else contents.tensors.items()
         self.tensors: Mapping[str, TensorSpec] = dict(ordered)

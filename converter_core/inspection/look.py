@@ -107,7 +107,7 @@ def _describe(
     config = dict(target.runtime_config(model, weights, str(checkpoint.path.absolute()))) if target and found else {}
     names = [*(file.name for file in checkpoint.files), *checkpoint.skipped]
     problems = [*clues.of_files(names), *(adapter.problems(original) if adapter else ())]
-    notes = [*(target.notes(weights) if target and found else ())]
+    notes = [*checkpoint.notes, *(target.notes(weights) if target and found else ())]
     if adapter is None and found is None:
         notes += clues.of_unrecognised(tensors, adapters)
     if found is None:

@@ -104,6 +104,7 @@ class JobBuilder:
         self.adapter = adapter
         self.model = model
         self.target = target
+        self.key_format = target.key_format_for(adapter.key_formats)
         self.stores = stores
         self.inference = inference
         self.passthrough = passthrough
@@ -158,7 +159,7 @@ class JobBuilder:
             jobs.append(job)
             outputs += [replace(tensor, role=role) for tensor in job.exports[0].tensors]
         shape = stored.shape or jobs[0].spec.shape
-        name = self.adapter.rename(info.name, self.target.key_format)
+        name = self.adapter.rename(info.name, self.key_format)
         return PlannedWeight(info, name, TensorSpec("F32", shape), stored.format, tuple(outputs)), jobs
 
     def _made(self, assignment: Assignment, bias: WeightInfo | None) -> tuple[PlannedWeight, list[Job]] | None:
@@ -184,7 +185,7 @@ class JobBuilder:
         self, info: WeightInfo, quantizer: Quantizer, bias: WeightInfo | None, rule: str, key: str | None = None
     ) -> Job | None:
         """None, and a problem, if the quantizer or the target refuses. key: of a part that is copied as it is."""
-        name = self.adapter.rename(info.name, self.target.key_format)
+        name = self.adapter.rename(info.name, self.key_format)
         sources = {role: bind(self.stores, source, self.adapter) for role, source in info.sources.items()}
         specs = {role: joined_spec(several) for role, several in sources.items()}
         main = specs.get("weight") or next(iter(specs.values()))
@@ -221,7 +222,7 @@ class JobBuilder:
     def _bias_context(self, bias: WeightInfo | None) -> WeightContext | None:
         if bias is None:
             return None
-        name = self.adapter.rename(bias.name, self.target.key_format)
+        name = self.adapter.rename(bias.name, self.key_format)
         return WeightContext(bias, name, None, UNQUANTIZED, self.model)
 
     def _inputs(self, quantizer: Quantizer, context: WeightContext) -> dict[str, BoundTensor | Tensor]:

@@ -137,6 +137,7 @@ def _plan(
             *([found.absence] if found.absence else []),
             *skipped,
             *skipped_tensors(adapter, tensors),
+            *stores.base.notes,
             *loras.warnings,
         ),
         problems=tuple(missing_disk(planned)),

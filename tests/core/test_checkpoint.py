@@ -297,7 +297,10 @@ def test_files_that_may_not_be_read(tmp_path):
 # --------------------------------------------------------------------------------------------------------------- .pth
 
 
-@pytest.mark.parametrize("wrap", [("state_dict",), ("model",), ("module",), ("model", "module")])
+@pytest.mark.parametrize(
+    "wrap",
+    [("state_dict",), ("model",), ("module",), ("model", "module"), ("params",), ("model_state_dict",), ("ema",)],
+)
 def test_wrapped_tensors(tmp_path, wrap):
     content = {"a": numbers(3)}
     for name in wrap:
@@ -305,6 +308,19 @@ def test_wrapped_tensors(tmp_path, wrap):
     torch.save(content, tmp_path / "x.pth")
     with open_checkpoint(tmp_path) as checkpoint:
         assert {key: read(checkpoint, key) for key in checkpoint.tensors} == {"a": data(numbers(3))}
+
+
+def test_of_a_distillation_the_average_is_taken_and_the_rest_is_told(tmp_path):
+    """As self-forcing checkpoints come."""
+    torch.save({"generator": {"a": numbers(2)}, "generator_ema": {"a": numbers(3)}, "step": 9}, tmp_path / "x.pt")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert read(checkpoint, "a") == data(numbers(3))
+        (note,) = checkpoint.notes
+    assert "the weights are those under 'generator_ema'; generator beside them are left out" in note
+    torch.save({"model": {"a": numbers(2)}, "ema": {"a": numbers(3)}}, tmp_path / "x.pt")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert read(checkpoint, "a") == data(numbers(2))
+        assert "'model'; ema beside them" in checkpoint.notes[0]
 
 
 def test_two_wrappers(tmp_path):

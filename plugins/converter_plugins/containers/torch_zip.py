@@ -26,8 +26,14 @@ from converter_core.api import (
 
 from ._torch_records import Records, StoredTensor, read_records
 
-WRAPPERS = ("state_dict", "model", "module")
+WRAPPERS = ("state_dict", "model_state_dict", "params", "model", "module")
 """Under which names training code wraps the tensors."""
+
+DISTILLED = ("generator_ema", "generator", "ema")
+"""Where there is none of these: the generator of a distillation, its average first, as its runtimes take it."""
+
+PLAIN = (int, float, str, bool, type(None))
+"""What stands beside tensors and is none: the number of a step, a name."""
 
 MAX_DEPTH = 4
 """Wrappers in wrappers that are opened: a pickle can hold a mapping that contains itself."""
@@ -47,9 +53,12 @@ class TorchZip(Container):
                 f"{shown(source.name)}: a file of torch.save can only be read from a disk of this machine; download it"
             )
         records = _check_archive(path)
-        tensors = _tensors(_unwrap(_load(path), path), path)
+        notes: list[str] = []
+        tensors = _tensors(_unwrap(_load(path), path, notes=notes), path, notes)
         specs = {key: spec_of(tensor) for key, tensor in tensors.items()}
-        return FileContents(specs, _offsets(records, tensors, path), reader=_Mapped(tensors, source))
+        return FileContents(
+            specs, _offsets(records, tensors, path), reader=_Mapped(tensors, source), notes=tuple(notes)
+        )
 
 
 def _offsets(records: Records, tensors: Mapping[str, Tensor], path: str) -> dict[str, int]:
@@ -140,13 +149,21 @@ def _reason(error: Exception) -> str:
     return shown(lines[0][:200]) if lines else "no reason given"
 
 
-def _unwrap(content: Any, path: str, leaf: type = Tensor) -> Mapping[Any, Any]:
+def _unwrap(content: Any, path: str, leaf: type = Tensor, notes: list[str] | None = None) -> Mapping[Any, Any]:
     for _ in range(MAX_DEPTH):
         if not isinstance(content, dict):
             raise CheckpointError(f"{shown(path)}: holds a {type(content).__name__}, not a mapping of names to tensors")
-        inner = [name for name in WRAPPERS if isinstance(content.get(name), dict)]
+        mappings = [name for name, value in content.items() if isinstance(value, dict) and isinstance(name, str)]
+        inner = [name for name in WRAPPERS if name in mappings]
+        inner = inner or [name for name in DISTILLED if name in mappings][:1]
         if not inner or any(isinstance(value, leaf) for value in content.values()):
             return content
+        others = [name for name in mappings if name not in inner]
+        if others and len(inner) == 1 and notes is not None:
+            notes.append(
+                f"{shown(path)}: the weights are those under {inner[0]!r}; {' and '.join(map(shown, others))} beside "
+                "them are left out"
+            )
         if len(inner) > 1:
             raise CheckpointError(
                 f"{shown(path)}: holds {' and '.join(map(repr, inner))}; save the one that is meant by itself"
@@ -155,8 +172,12 @@ def _unwrap(content: Any, path: str, leaf: type = Tensor) -> Mapping[Any, Any]:
     raise CheckpointError(f"{shown(path)}: its tensors are wrapped more than {MAX_DEPTH} mappings deep")
 
 
-def _tensors(content: Mapping[Any, Any], path: str) -> dict[str, Tensor]:
+def _tensors(content: Mapping[Any, Any], path: str, notes: list[str]) -> dict[str, Tensor]:
     problems = []
+    plain = [key for key, value in content.items() if isinstance(key, str) and isinstance(value, PLAIN)]
+    if 0 < len(plain) < len(content):
+        notes.append(f"{shown(path)}: left out, for they are no tensors: {', '.join(map(shown, plain[:5]))}")
+        content = {key: value for key, value in content.items() if key not in plain}
     found: dict[str, Tensor] = {}
     for key, value in content.items():
         reason = _unfit(key, value)
