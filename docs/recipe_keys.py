@@ -32,6 +32,7 @@ VALUES: Mapping[str, str] = {
     "source.format": "the name of a container",
     "source.path": "a path",
     "source.loras[].path": "a path",
+    "source.lora_numerics": "exact or the name of a target",
     "output.path": "a path",
     "output.name": "the name of a file",
     "performance.num_workers": "a whole number from 1 to 4 x cores",
@@ -73,6 +74,7 @@ TEXTS = {
 CHINESE: Mapping[str, str] = {
     "true or false": "true 或 false",
     "a number": "数",
+    "exact or the name of a target": "exact 或某个 target 的名字",
     "a path": "路径",
     "the name of a file": "文件名",
     "text": "文本",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..sizes import parse_bytes
     from ..trusted import read_file
     from .containers import ByteSource, Container, FileContents, HeaderReader, TensorReader
-    from .contexts import ModelFacts, SourceTensors, WeightContext
+    from .contexts import LoraChange, ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
     from .formats import UNQUANTIZED, QuantFormat
     from .hookspecs import hookimpl
@@ -72,6 +72,7 @@ __all__ = [
     "FileLayout",
     "HeaderReader",
     "LayoutWriter",
+    "LoraChange",
     "ModelAdapter",
     "ModelFacts",
     "OutputTensor",
@@ -140,6 +141,7 @@ _HOME = {
         "TensorReader",
     ),
     ".contexts": (
+        "LoraChange",
         "ModelFacts",
         "SourceTensors",
         "WeightContext",

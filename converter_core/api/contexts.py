@@ -88,3 +88,19 @@ class WeightContext:
     format: QuantFormat = UNQUANTIZED
     model: ModelFacts = field(default_factory=ModelFacts)
     roles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoraChange:
+    """What one LoRA changes in some rows of a weight, for ``Target.merge_lora``.
+
+    form: ``lora`` or ``diff``. product: float32 [rows, columns], ``B A`` by the core's own sums, or the difference; of
+    tensors rounded to the weight's dtype. scale: ``alpha / rank`` by what the file or the recipe says. strength, alpha:
+    as the recipe has them.
+    """
+
+    form: str
+    product: Tensor
+    scale: float
+    strength: float
+    alpha: float | None

@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .contexts import ModelFacts, SourceTensors, WeightContext
+from .contexts import LoraChange, ModelFacts, SourceTensors, WeightContext
 from .formats import QuantFormat
 from .values import Extras, PlannedWeight, Stored, TensorSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .values import Parts
 
 
@@ -50,6 +52,9 @@ class Target(ABC):
 
     flags: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """Switches that stand for keys of a recipe, e.g. ``{"--myrt-mode": {"target.format": "myrt"}}``."""
+
+    lora_forms: ClassVar[Collection[str]] = ()
+    """The forms of LoRAs (``lora``, ``diff``) that the runtime's own tool merges and ``merge_lora`` as it does."""
 
     @property
     def key_format(self) -> str:
@@ -122,6 +127,13 @@ class Target(ABC):
         config: as the model adapter tells it in ``config_format``; empty if it is not known. Raises ``Refused``.
         """
         return None
+
+    def merge_lora(self, weight: Tensor, change: LoraChange, /) -> Tensor:
+        """Rows of a weight, [rows, columns], with a LoRA, as the runtime's own tool merges it, in the same dtype.
+
+        For ``source.lora_numerics: NAME``.
+        """
+        raise NotImplementedError
 
     def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
         """What a user of these files should know, e.g. a file that the runtime needs beside them."""

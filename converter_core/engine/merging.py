@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..api.contexts import LoraChange
 from ..api.devices import DeviceStream
+from ..api.tensors import in_words
+from ..errors import PluginError
 from ..lora.forms import FORMS, change
 from ..planning.jobs import Term
 from ..planning.stores import Stores
@@ -28,14 +31,31 @@ class Merger:
         self._held = [self._read(term, 0, 0, by_rows=False) for term in terms]
 
     def merged(self, weight: Tensor, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` with all terms, float32; as they are if there are none."""
+        """Rows ``start`` to ``stop`` with all terms, float32 if one of them is exact."""
         if not self.terms:
             return weight
         total = _flat(weight)
         for term, held in zip(self.terms, self._held, strict=True):
             parts = {**held, **self._read(term, start, stop, by_rows=True)}
-            total = change(FORMS[term.form], total, parts, term.amount, start)
+            form = FORMS[term.form]
+            if term.target is None:
+                total = change(form, total, parts, term.amount, start)
+            else:
+                rounded = {role: part.to(total.dtype).to(torch.float32) for role, part in parts.items()}
+                product = form.add(torch.zeros_like(total, dtype=torch.float32), rounded, 1.0, start)
+                total = self._as_target(term, total, product)
         return total.reshape(weight.shape)
+
+    def _as_target(self, term: Term, rows: Tensor, product: Tensor) -> Tensor:
+        assert term.target is not None
+        found = term.target.merge_lora(
+            rows, LoraChange(term.form, product, term.amount.scale, term.amount.strength, term.alpha)
+        )
+        if found.dtype != rows.dtype or found.shape != rows.shape:
+            raise PluginError(
+                f"target {term.target.name}: merge_lora made {in_words(found)} of {in_words(rows)}; it must keep both"
+            )
+        return found
 
     def _read(self, term: Term, start: int, stop: int, by_rows: bool) -> dict[str, Tensor]:
         """float32 [rows, columns] by role."""

@@ -41,7 +41,7 @@ def add_product(begin: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
     begin: any floating dtype, [rows, columns]. left: float32 [rows, ranks]. right: float32 [ranks, columns].
     """
-    if kernels_suit(_library, begin) and begin.dtype in KERNEL_DTYPES:
+    if kernels_suit(_library, begin) and begin.dtype in KERNEL_DTYPES and left.shape[1]:
         begin, left, right = begin.contiguous(), left.contiguous(), right.contiguous()
         out = torch.empty(begin.shape, dtype=torch.float32)
         if out.numel():

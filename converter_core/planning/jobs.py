@@ -39,11 +39,16 @@ class BoundTensor:
 
 @dataclass(frozen=True)
 class Term:
-    """What one LoRA adds to a weight. form: one of ``lora.forms``. parts: role -> tensor of its file."""
+    """What one LoRA adds to a weight. form: one of ``lora.forms``. parts: role -> tensor of its file.
+
+    alpha: the recipe's. target: whose way of merging is followed; None: our own, and the weight becomes float32.
+    """
 
     form: str
     parts: Mapping[str, BoundTensor]
     amount: Amount
+    alpha: float | None = None
+    target: Target | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Export:
 class Job:
     """One weight: read once, and what every output makes of it. sources: role -> tensors joined along the rows.
 
-    terms: what LoRAs add to it; it is float32 then.
+    terms: what LoRAs add to it.
     """
 
     info: WeightInfo
@@ -193,7 +198,8 @@ class JobBuilder:
         context = WeightContext(info, name, main.spec, quantizer.format, self.model)
         encoding = Encoding(self.target, context, self._bias_context(bias), self.passthrough)
         terms = self.terms.get(info.name, ())
-        if terms and isinstance(quantizer, Passthrough) and quantizer.dtype is None:
+        in_float32 = any(term.target is None for term in terms)
+        if in_float32 and isinstance(quantizer, Passthrough) and quantizer.dtype is None:
             quantizer = Passthrough(main.spec.dtype)  # merged in float32, stored as it was
         try:
             inputs = self._inputs(quantizer, context)
@@ -202,7 +208,7 @@ class JobBuilder:
                     one for source in bias.sources.values() for one in bind(self.stores, source, self.adapter)
                 )
             given = {name: _spec(one) for name, one in inputs.items()}
-            schema = self.inference.run(quantizer, encoding, specs, given, merged=bool(terms))
+            schema = self.inference.run(quantizer, encoding, specs, given, merged=in_float32)
         except Refused as refusal:
             advice = f" (chosen by {rule}); add {{rules}} with method none, or choose another method"
             self._refused.setdefault((quantizer.name, str(refusal), advice), []).append(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from ..api.models import ModelAdapter
+from ..api.targets import Target
 from ..api.tensors import raw, typed
 from ..api.values import BASE, FLOATING, TensorRef, TensorSpec, WeightInfo
 from ..checkpoint.files import Checkpoint
@@ -21,6 +23,8 @@ from ..lora.keys import Change, ParsedKeys, parse
 from ..lora.names import Names
 from ..lora.scale import Configured, configured
 from ..output.fingerprint import content_hash
+from ..plugins.registry import Registry
+from ..recipe.check import EXACT
 from ..recipe.load import LoraSection, Recipe
 from .jobs import BoundTensor, Term, bind, joined_spec
 from .stores import Stores
@@ -88,6 +92,7 @@ def plan_loras(
     infos: Sequence[WeightInfo],
     stores: Stores,
     quantized: Quantized | None,
+    registry: Registry,
 ) -> Loras:
     """What all LoRAs of a recipe do; what is wrong with them stands in ``problems``. CheckpointError: not readable."""
     sections = recipe.source.loras
@@ -100,12 +105,14 @@ def plan_loras(
         )
     weights = {info.name: info for info in infos}
     names = Names({info.name: _aliases(info, adapter) for info in infos})
+    numerics = recipe.source.lora_numerics
+    target = None if numerics == EXACT else registry.targets[numerics]()
     files = []
     terms: dict[str, list[Term]] = {}
     problems: list[str] = []
     warnings: list[str] = []
     for section in sections:
-        reading = _Reading(section, stores, adapter, weights, names)
+        reading = _Reading(section, stores, adapter, weights, names, target)
         reading.run()
         relaxed = recipe.source.on_unmatched == "warn" and reading.terms
         (warnings if relaxed else problems).extend(reading.unmatched_told(bool(relaxed)))
@@ -134,6 +141,7 @@ class _Reading:
         adapter: ModelAdapter,
         weights: Mapping[str, WeightInfo],
         names: Names,
+        target: Target | None,
     ) -> None:
         self.section = section
         self.path = section.path
@@ -144,6 +152,7 @@ class _Reading:
         self.adapter = adapter
         self.weights = weights
         self.names = names
+        self.target = target
         self.terms: dict[str, list[Term]] = {}
         self.unmatched: list[str] = []
         self._wrong: list[str] = []
@@ -208,6 +217,11 @@ class _Reading:
         if odd := [key for role, key in change.parts.items() if role != "alpha" and specs[role].dtype not in _READ]:
             self._wrong.append(f"{odd[0]} is {self.file.tensors[odd[0]].dtype}, no dtype that a LoRA has")
             return None
+        if self.target is not None and (change.form not in self.target.lora_forms or MAGNITUDE in change.parts):
+            self._wrong.append(
+                f"{change.base}: {self.target.name} merges no such form; use source.lora_numerics: {EXACT}"
+            )
+            return None
         stored = next(joined_spec(bind(self.stores, source, self.adapter)) for source in info.sources.values()).spec
         if reason := self._misfit(change, specs, stored):
             self._wrong.append(reason)
@@ -220,7 +234,7 @@ class _Reading:
             for role, key in change.parts.items()
             if role != "alpha"
         }
-        return Term(change.form, parts, Amount(scale, self.section.strength))
+        return Term(change.form, parts, Amount(scale, self.section.strength), self.section.alpha, self.target)
 
     def _misfit(self, change: Change, specs: Mapping[str, TensorSpec], weight: TensorSpec) -> str:
         form, keys = FORMS[change.form], [key for role, key in change.parts.items() if role != "alpha"]
@@ -229,6 +243,8 @@ class _Reading:
             return f"{change.base}: the weight is {weight.dtype}; a LoRA is merged into floating ones"
         if any(not specs[role].shape for role in form.by_rows) and weight.shape:
             return f"{listed}: a scalar cannot change {weight}"
+        if form.rank(specs) == 0:
+            return f"{listed}: of rank 0"
         made = form.shape(specs, weight)
         if made != flat(weight):
             change_of = "do not fit each other" if made is None else f"change {list(made)}"
@@ -260,8 +276,8 @@ class _Reading:
             alpha = self.section.alpha if alpha is None else alpha
         if alpha is None:
             return 1.0
-        if not alpha or alpha != alpha or abs(alpha) == float("inf") or not rank:
-            self._wrong.append(f"{change.base}: alpha {alpha} and rank {rank} change nothing or everything")
+        if not alpha or not math.isfinite(alpha):
+            self._wrong.append(f"{change.base}: alpha is {alpha:g}, so it changes nothing or everything")
             return None
         return alpha / config.divisor(rank)
 

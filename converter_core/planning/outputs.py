@@ -341,7 +341,9 @@ def _config(target: Target, source: SourcePlan, weights: Sequence[PlannedWeight]
 def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantizer]) -> dict[str, str]:
     """Of the plugins this output uses, and of the core: a new version may write other bytes."""
     registry = source.registry
+    numerics = made.recipe.source.lora_numerics
     origins = [
+        *([registry.targets.origins[numerics]] if numerics in registry.targets else []),
         registry.models.origins[source.adapter.name],
         registry.targets.origins[made.target.name],
         registry.layouts.origins[made.layout.name],

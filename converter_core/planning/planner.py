@@ -103,7 +103,7 @@ def _plan(
         problems += unread_scales({key: tensors[key] for key in tensors if key not in foreign}, stores.base.path)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
-    loras = plan_loras(recipe, adapter, infos, stores, quantized)
+    loras = plan_loras(recipe, adapter, infos, stores, quantized, registry)
     problems += loras.problems
     source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, ShapeInference(adapter), loras)
     for one in recipes:

@@ -16,6 +16,9 @@ from .values import Recipe
 COPY = "none"
 """The method that quantizes nothing."""
 
+EXACT = "exact"
+"""The LoRA numerics that are nobody's but ours."""
+
 MODULES = "target_modules"
 """The one option that is the recipe's own and not the quantizer's."""
 
@@ -65,6 +68,7 @@ class _Check:
         yield from self._named("source.type", self.registry.models, source.type)
         yield from self._named("source.format", self.registry.containers, source.format)
         yield from self._source_options()
+        yield from self._lora_numerics()
         yield from self._performance()
 
     def of_one_output(self) -> Iterable[Problem]:
@@ -98,6 +102,12 @@ class _Check:
             yield Problem("source.options", "are options of a model; say which one with source.type")
         elif name in self.registry.models:
             yield from try_plugin(self.registry.models[name], options, "source.options")[1]
+
+    def _lora_numerics(self) -> Iterable[Problem]:
+        known = [EXACT, *(name for name, cls in self.registry.targets.items() if cls.lora_forms)]
+        name = self.recipe.source.lora_numerics
+        if self._sound("source.lora_numerics") and name not in known:
+            yield Problem("source.lora_numerics", unknown("numerics", name, known))
 
     def _target_options(self) -> Iterable[Problem]:
         name, options = self._target_name(), self.recipe.target.options

@@ -45,7 +45,8 @@ class SourceSection:
     type: the model adapter's name. components: of a folder with several models, by name; empty: the main ones.
     format: the container of the files.
     options: the model adapter's own dataclass fields; they need ``type``.
-    loras: merged in this order. on_unmatched: what a LoRA's key that matches no weight is.
+    loras: merged in this order. lora_numerics: ``exact``, or a target whose runtime's own tool is followed.
+    on_unmatched: what a LoRA's key that matches no weight is.
     """
 
     path: str = field(metadata={"read": folder})
@@ -54,6 +55,7 @@ class SourceSection:
     format: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     loras: tuple[LoraSection, ...] = ()
+    lora_numerics: str = "exact"
     on_unmatched: Literal["error", "warn"] = "error"
 
 

@@ -34,7 +34,7 @@ class ExpectedTensor:
 class Expected:
     """What a manifest says. weights: name -> storage, spec before quantization (None: the target made it).
 
-    written_by: distributions and their versions.
+    written_by: distributions and their versions. loras: the SHA-256 of each that was merged.
     findings: where the manifest contradicts itself, or leaves out what a manifest of this tool always has.
     """
 
@@ -48,6 +48,7 @@ class Expected:
     weights: Mapping[str, tuple[Stored, TensorSpec | None]]
     written_by: str = ""
     findings: tuple[Problem, ...] = ()
+    loras: tuple[str, ...] = ()
 
 
 def find_manifest(path: Path) -> Path | None:
@@ -121,7 +122,15 @@ def _expected(name: str, content: Mapping[str, Any]) -> Expected:
         weights=weights,
         written_by=", ".join(f"{name} {text}" for name, text in sorted(_section(content, "versions").items())),
         findings=found,
+        loras=_loras(content),
     )
+
+
+def _loras(content: Mapping[str, Any]) -> tuple[str, ...]:
+    listed = _section(content, "source").get("loras", [])
+    if not isinstance(listed, list) or not all(isinstance(lora, dict) for lora in listed):
+        raise _Malformed("loras is not a list of mappings")
+    return tuple(_text(lora, "sha256") for lora in listed)
 
 
 def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:

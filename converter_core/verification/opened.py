@@ -19,8 +19,10 @@ from ..checkpoint.files import NothingKnown, open_checkpoint
 from ..checkpoint.inventory import inventory
 from ..errors import ConverterError, RecipeError, Refused, VerificationError, shown
 from ..planning import provenance, transcode
+from ..planning.loras import NO_LORAS, Loras, plan_loras
 from ..planning.planner import source_tensors
 from ..planning.stores import Stores
+from ..planning.transcode import Quantized
 from ..plugins.attribution import call_each
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe, Rule, make_plugin, quantizer_for
@@ -137,7 +139,23 @@ class OpenedOutput:
         stores = Stores(checkpoint, partial(open_checkpoint, registry=self.registry))
         tensors = source_tensors(checkpoint, tensors, stores.of(self.adapter))
         stack.callback(stores.close)
-        return Source(stores, self.adapter, self.target, tensors, quantized)
+        return Source(stores, self.adapter, self.target, tensors, quantized, self._loras(stores, tensors, quantized))
+
+    def _loras(self, stores: Stores, tensors: SourceTensors, quantized: Quantized | None) -> Loras:
+        """What was merged into the source. VerificationError if a file of it is not what it was."""
+        assert self.adapter is not None
+        if self.expected is None or not self.expected.loras:
+            return NO_LORAS
+        try:
+            recipe = Recipe.from_dict(self.expected.recipe)
+            found = plan_loras(recipe, self.adapter, inventory(self.adapter, tensors), stores, quantized, self.registry)
+        except ConverterError as error:
+            raise VerificationError(*(f"a LoRA was merged, and {problem}" for problem in error.problems)) from None
+        changed = [lora.section.path for lora in found.files if lora.sha256 not in self.expected.loras]
+        if changed or found.problems:
+            told = (f"{shown(path)}: is not the file that was merged" for path in changed)
+            raise VerificationError(*told, *found.problems)
+        return found
 
     def infos(self, source: Source | None) -> Mapping[str, WeightInfo]:
         """What the model says of each weight, by its name in the output; by the output's own names without a source."""

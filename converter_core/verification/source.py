@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,9 +12,11 @@ from ..api.models import ModelAdapter
 from ..api.targets import Target
 from ..api.tensors import dtype_of, raw
 from ..api.values import TensorSpec, WeightInfo
+from ..engine.merging import Merger
 from ..engine.reading import Reader
 from ..planning.encoding import Encoding
 from ..planning.jobs import bind, joined_spec
+from ..planning.loras import NO_LORAS, Loras
 from ..planning.passthrough import Passthrough
 from ..planning.shape_inference import ShapeInference, common_row_block
 from ..planning.stores import Stores
@@ -39,21 +42,28 @@ class Source:
         target: Target,
         tensors: SourceTensors,
         quantized: Quantized | None,
+        loras: Loras = NO_LORAS,
     ) -> None:
-        """quantized: its weights that are quantized already; their parts can only be compared as they are."""
+        """quantized: its weights that are quantized already; their parts can only be compared as they are.
+
+        loras: what was merged into it.
+        """
         self.stores = stores
         self.checkpoint = stores.base
         self.adapter = adapter
         self.target = target
         self.tensors = tensors
         self.quantized = quantized
+        self.loras = loras
         self._inference = ShapeInference(adapter)
+        self._mergers = threading.local()
 
     def spec(self, info: WeightInfo) -> TensorSpec:
         """Of the assembled weight."""
         specs = {role: joined_spec(bind(self.stores, source, self.adapter)) for role, source in info.sources.items()}
         encoding = Encoding(self.target, WeightContext(info, info.name))
-        return self._inference.run(Passthrough(), encoding, specs).spec
+        merged = any(term.target is None for term in self.loras.terms.get(info.name, ()))
+        return self._inference.run(Passthrough(), encoding, specs, merged=merged).spec
 
     def nbytes(self, info: WeightInfo) -> int:
         if self.quantized is not None and info.name in self.quantized.weights:
@@ -66,7 +76,16 @@ class Source:
         """Rows of the assembled weight, which has ``of``; of one without rows, all of it."""
         bound = {role: bind(self.stores, source, self.adapter) for role, source in info.sources.items()}
         reader = Reader(self.stores, _Host(), own_buffer=True)
-        return self.adapter.assemble(WeightContext(info, info.name), reader.read(bound, start, stop, of))
+        weight = self.adapter.assemble(WeightContext(info, info.name), reader.read(bound, start, stop, of))
+        return self._merger(info.name, of).merged(weight, start, stop)
+
+    def _merger(self, name: str, rows: int) -> Merger:
+        """One for each thread, which takes weight after weight."""
+        last: tuple[str, Merger] | None = getattr(self._mergers, "last", None)
+        if last is None or last[0] != name:
+            last = (name, Merger(self.loras.terms.get(name, ()), self.stores, _Host(), rows))
+            self._mergers.last = last
+        return last[1]
 
 
 class _Host:

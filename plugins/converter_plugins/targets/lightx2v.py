@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +10,7 @@ import torch
 
 from converter_core.api import (
     UNQUANTIZED,
+    LoraChange,
     ModelFacts,
     PlannedWeight,
     QuantFormat,
@@ -29,6 +30,8 @@ from ._swizzle import ROWS, swizzle, tiled_shape, unswizzle
 from .plain import FORMATS_KEY
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from converter_core.api import Parts
 
 
@@ -95,6 +98,7 @@ class LightX2V(Target):
     replaced_flags: ClassVar[Mapping[str, str]] = REPLACED_FLAGS
     runs_on: ClassVar[Mapping[str, str]] = RUNS_ON
     row_block = ROWS
+    lora_forms: ClassVar[Collection[str]] = ("lora", "diff")
 
     def key(self, context: WeightContext, role: str, /) -> str:
         return _key(context.name, role)
@@ -190,6 +194,16 @@ class LightX2V(Target):
                 f"{schemes} and leaves out {_examples(skipped)}. Quantize these too (target_modules, rules), "
                 "or use target plain, which takes any mix"
             )
+
+    def merge_lora(self, weight: Tensor, change: LoraChange, /) -> Tensor:
+        """LoRALoader.apply_lora: every product and sum is rounded to the source's dtype; a difference is multiplied by
+        ``lora_alpha`` too where one was given. Its own matrix product sums in an order that machines do not share.
+        """
+        delta = change.product.to(weight.dtype)
+        factor = change.scale if change.form == "lora" else change.alpha
+        if factor is not None:
+            delta = delta * factor
+        return weight + delta * change.strength
 
     def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
         return _lightx2v_config.notes(weights)
