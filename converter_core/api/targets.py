@@ -35,9 +35,6 @@ class Target(ABC):
     row_block: ClassVar[int | None] = None
     """As ``Quantizer.row_block``, for ``encode`` and ``decode``."""
 
-    one_file: ClassVar[bool] = False
-    """Whether the runtime reads one file only; layouts that make several are refused."""
-
     container: ClassVar[str] = ""
     """The name of the container it is written in; empty: the default one."""
 
@@ -69,6 +66,11 @@ class Target(ABC):
     def config_format(self) -> str:
         """The key format that ``config.json`` is asked for in; that of the names unless a runtime mixes them."""
         return self.key_format
+
+    @property
+    def one_file(self) -> bool:
+        """Whether the runtime reads one file only; layouts that make several are refused."""
+        return False
 
     @property
     def file_name(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .also import pieces, with_outputs
 from .completion import plugin_names
 
 if TYPE_CHECKING:
@@ -23,13 +24,14 @@ class Asked:
     """What ``load_recipe`` is given. source: a YAML file, or an empty recipe that ``overrides`` fill.
 
     labels: dotted key -> the flag that it comes from. layout_flag: the flag that chooses a layout; which one is
-    known when the plugins are. suffix: what --output-ext says.
+    known when the plugins are. also: further outputs, as they are typed. suffix: what --output-ext says.
     """
 
     source: str | Mapping[str, Any]
     overrides: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     layout_flag: str = ""
+    also: tuple[str, ...] = ()
     suffix: str | None = None
 
     def load(self, registry: Registry) -> Recipe:
@@ -41,6 +43,8 @@ class Asked:
             overrides = {**overrides, "target.layout": layout_for(self.layout_flag, registry)}
             labels = {**labels, "target.layout": self.layout_flag}
         recipe = load_recipe(self.source, overrides, registry, labels=labels)
+        if self.also:
+            recipe = with_outputs(recipe, self.also, registry)
         if self.suffix is not None:
             _check_suffix(self.suffix, recipe, registry)
         return recipe
@@ -109,7 +113,17 @@ def _asked(flags: Flags, file: str | None) -> Asked:
     missing = [flag for key, flag in _NEEDED.items() if key not in given.values]
     if file is None and missing:
         raise Misused(f"give a recipe (--config recipe.yaml, or its name alone), or {' and '.join(missing)}")
-    return Asked(file if file is not None else {}, given.values, given.labels, layout_flag, flags.output_ext)
+    source: str | Mapping[str, Any] = {} if file is None else file
+    return Asked(source, given.values, given.labels, layout_flag, _also(flags), flags.output_ext)
+
+
+def _also(flags: Flags) -> tuple[str, ...]:
+    for text in flags.also or ():
+        try:
+            pieces(text)
+        except ValueError as error:
+            raise Misused(str(error)) from None
+    return tuple(flags.also or ())
 
 
 def _loras(flags: Flags) -> list[dict[str, Any]] | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from . import also
 from .completion import complete_setting, values_of
 
 SEVERAL = ("--lora-path", "--lora-strength", "--lora-alpha")
@@ -82,6 +83,15 @@ class Flags:
             "--linear-type",
             metavar="SCHEME",
             help="The quantization scheme; model-converter plugins lists them.",
+            complete=values_of("quantizer"),
+        ),
+    ] = None
+    also: Annotated[
+        list[str] | None,
+        _flag(
+            "--also",
+            metavar=also.FORM,
+            help="One more output of the same read; repeatable. Each goes into OUTPUT/TARGET_SCHEME_LAYOUT.",
             complete=values_of("quantizer"),
         ),
     ] = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 import typer
@@ -12,7 +14,7 @@ from ..sizes import format_bytes
 from .asked import Asked, Misused, recipes_from_flags
 from .flags import Flags, with_flags
 from .output import Json, each_output, exact, in_words, print_json, show_facts, show_line, show_remarks
-from .tables import natural_key, show_groups, show_table
+from .tables import natural_key, show_groups, show_table, sizes
 
 _STATUS = {
     "new": "",
@@ -81,7 +83,10 @@ def _show(plan: dict[str, Any]) -> None:
             for lora in plan["loras"]
         ]
         show_table("LoRAs", ("file", "strength", "modules", "weights"), rows, numbers=1)
-    for output in each_output(plan):
+    outputs = each_output(plan)
+    if len(outputs) > 1:
+        _show_side_by_side(outputs)
+    for output in outputs:
         _show_output(output)
     show_facts(
         {
@@ -90,6 +95,16 @@ def _show(plan: dict[str, Any]) -> None:
         }
     )
     show_remarks(plan["notes"], plan["warnings"])
+
+
+def _show_side_by_side(outputs: Sequence[dict[str, Any]]) -> None:
+    rows = []
+    for one in outputs:
+        reader = re.split(r"[;.](?: |$)", one["runs_on"])[0] or one["target"]
+        before, after, ratio = sizes(one["bytes_before"], one["bytes_after"])
+        rows.append((PurePath(one["output"]).name, one["method"], reader, before, after, ratio))
+    columns = ("output", "method", "read by", "before", "after", "ratio")
+    show_table("Outputs of one read", columns, rows, numbers=3, optional=("before", "read by"))
 
 
 def _show_output(plan: dict[str, Any]) -> None:

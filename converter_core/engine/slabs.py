@@ -14,7 +14,7 @@ import torch
 from ..api.contexts import WeightContext
 from ..api.devices import DeviceStream
 from ..api.models import ModelAdapter
-from ..api.tensors import dtype_name, dtype_of, raw
+from ..api.tensors import dtype_name, dtype_of, raw, same
 from ..api.values import OutputTensor
 from ..errors import ConversionError
 from ..planning.encoding import BIAS
@@ -50,7 +50,9 @@ class Worker:
     def run(self, job: Job, exports: Sequence[Export], cut: Cut, write: Write) -> None:
         """exports: those of the job that are to be made. Raises ConversionError naming the tensor."""
         source = _Rows(self, job)
-        making = [_Making(export, source, cut, write) for export in exports]
+        making: list[_Making] = []
+        for export in exports:
+            making.append(_Making(export, source, cut, write, next((one for one in making if one.gives(export)), None)))
         if any(one.export.schema.two_pass for one in making):
             for start, stop in runs(0, source.rows, cut.span):
                 weight = source.weight(start, stop)
@@ -64,6 +66,8 @@ class Worker:
                     one.quantize(weight, first, last, slab=(start, stop))
             for one in making:
                 one.store(start, stop)
+            for one in making:
+                one.parts = {}
             self.advance(job.source_nbytes * (stop - start) // max(source.rows, 1))
 
 
@@ -105,9 +109,13 @@ class _Rows:
 
 
 class _Making:
-    """One export under way: what was observed, the parts of the slab so far, what is the same in every slab."""
+    """One export under way: what was observed, the parts of the slab so far, what is the same in every slab.
 
-    def __init__(self, export: Export, source: _Rows, cut: Cut, write: Write) -> None:
+    twin: another that makes the same parts; they are made once and encoded by each.
+    """
+
+    def __init__(self, export: Export, source: _Rows, cut: Cut, write: Write, twin: _Making | None = None) -> None:
+        self.twin = twin
         self.export = export
         self.source = source
         self.cut = cut
@@ -115,7 +123,7 @@ class _Making:
         self.observed: dict[str, Tensor] = {}
         self.parts: dict[str, Tensor] = {}
         self.once: dict[str, bytes] = {}
-        stream, inputs = source.worker.stream, export.inputs
+        stream, inputs = source.worker.stream, export.inputs if twin is None else {}
         self._by_rows = {
             name: (given,) for name, given in inputs.items() if isinstance(given, BoundTensor) and given.ref.by_rows
         }
@@ -130,14 +138,26 @@ class _Making:
         held = Reader(source.worker.stores, stream).read(whole, 0, 0, 0) if whole else {}
         self._held |= {name: tensor.clone() for name, tensor in held.items()}
 
+    def gives(self, other: Export) -> bool:
+        """Whether its parts are those of another export too: the same quantizer, given the same."""
+        mine, its = self.export.inputs, other.inputs
+        return (
+            self.twin is None
+            and self.export.quantizer == other.quantizer
+            and mine.keys() == its.keys()
+            and all(_equal(given, its[name]) for name, given in mine.items())
+        )
+
     def observe(self, weight: Tensor) -> None:
-        if not self.export.schema.two_pass:
+        if not self.export.schema.two_pass or self.twin is not None:
             return
         for name, value in self.export.quantizer.observe(weight).items():
             self.observed[name] = torch.maximum(self.observed[name], value) if name in self.observed else value
 
     def quantize(self, weight: Tensor, first: int, last: int, slab: tuple[int, int]) -> None:
         """Rows ``first`` to ``last`` of a slab."""
+        if self.twin is not None:
+            return
         given = {**self._held, **self.observed}
         if self._by_rows:
             reader = Reader(self.source.worker.stores, self.source.worker.stream, own_buffer=True)
@@ -176,7 +196,7 @@ class _Making:
     def store(self, start: int, stop: int) -> None:
         """Encode what was made of a slab, and write it."""
         export, name = self.export, self.source.job.info.name
-        parts, self.parts = self.parts, {}
+        parts = self.parts if self.twin is None else self.twin.parts
         encoded = export.encoding.stored(parts, parts.get(BIAS))
         if unplanned := encoded.keys() - {tensor.role for tensor in export.tensors}:
             raise ConversionError(
@@ -220,6 +240,12 @@ class _Making:
             elif self.once[output.key] != data:
                 names = f"{export.quantizer.name} or {export.encoding.target.name}"
                 raise ConversionError(f"{output.key}: differs between slabs; row_block of {names} is wrong")
+
+
+def _equal(one: BoundTensor | Tensor, other: BoundTensor | Tensor) -> bool:
+    if isinstance(one, BoundTensor) or isinstance(other, BoundTensor):
+        return one is other or (type(one) is type(other) and one == other)
+    return same(one, other)
 
 
 def runs(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:

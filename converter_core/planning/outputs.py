@@ -121,7 +121,9 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         passthrough,
         source.loras.terms,
     )
-    quantized = source.quantized.weights if source.quantized else {}
+    before = source.quantized
+    stored = {} if before is None else {info.name: before.of(info) for info in source.infos}
+    quantized = {name: one for name, one in stored.items() if one is not None}
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
     made.problems += builder.problems

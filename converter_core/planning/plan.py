@@ -140,7 +140,9 @@ class OutputPlan:
         return {
             "name": self.name,
             "status": self.status,
+            "method": self.recipe.quantization.method,
             "target": self.target.name,
+            "runs_on": self.target.runs_on.get(self.recipe.quantization.method, ""),
             "layout": self.layout.name,
             "output": str(self.path),
             "groups": [vars(group) for group in self.groups],

@@ -8,24 +8,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..api.values import TensorSpec
+from ..api.contexts import SourceTensors
 from ..errors import shown
 
 CODES = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8"})
 
 
-def unread_scales(tensors: Mapping[str, TensorSpec], path: Path) -> Iterator[str]:
+def unread_scales(tensors: SourceTensors, path: Path) -> Iterator[str]:
     """Why a checkpoint cannot be taken as it is; nothing if no codes have scales beside them.
 
-    ``X.weight`` of 8 bits beside ``X.scale_weight``, ``X.weight_scale``, ``X.weight.scale`` and the like.
+    ``X.weight`` of 8 bits beside ``X.scale_weight``, ``X.weight_scale``, ``X.weight.scale`` and the like, packed into
+    one dimension or not; or a ``config.json`` that names how its weights of 8 bits are quantized.
     """
+    config = tensors.config.get("quantization_config")
+    told = config.get("quant_method") if isinstance(config, Mapping) else None
+    codes = [key for key, spec in tensors.items() if spec.dtype in CODES and spec.shape]
     scales: dict[str, str] = {}
     for key in tensors:
         stem, _, leaf = key.rpartition(".")
         if "scale" in leaf:
             scales.setdefault(f"{stem}.weight", key)
             scales.setdefault(stem, key)
-    found = [key for key, spec in tensors.items() if spec.dtype in CODES and len(spec.shape) == 2 and key in scales]
+    found = [key for key in codes if key in scales]
+    if codes and not found and told is not None:
+        yield (
+            f"{shown(path)}: its config.json says that it is quantized by {shown(told)}, and no installed target reads "
+            "that format; give the original checkpoint, or install the plugin of the target that reads it"
+        )
     if found:
         example = found[0]
         yield (

@@ -25,6 +25,10 @@ class Quantized:
     target: str
     weights: Mapping[str, Stored]
 
+    def of(self, info: WeightInfo) -> Stored | None:
+        """How a weight is stored, by the key that its model adapter takes for it, whatever it calls the weight."""
+        return next((self.weights[ref.key] for ref in info.refs if ref.key in self.weights), None)
+
     def __str__(self) -> str:
         formats = Counter(stored.format.name for stored in self.weights.values())
         return f"{self.target} " + ", ".join(f"{format} ({count} weights)" for format, count in formats.items())

@@ -66,9 +66,9 @@ class Source:
         return self._inference.run(Passthrough(), encoding, specs, merged=merged).spec
 
     def nbytes(self, info: WeightInfo) -> int:
-        if self.quantized is not None and info.name in self.quantized.weights:
-            keys = self.quantized.weights[info.name].keys.values()
-            return sum(self.checkpoint.tensors[key].nbytes for key in keys)
+        stored = self.quantized.of(info) if self.quantized is not None else None
+        if stored is not None:
+            return sum(self.checkpoint.tensors[key].nbytes for key in stored.keys.values())
         bound = (one for source in info.sources.values() for one in bind(self.stores, source, self.adapter))
         return sum(one.spec.nbytes for one in bound)
 

@@ -75,12 +75,16 @@ VARIED: Sequence[Sequence[dict[str, Any]]] = (
 
 @dataclass
 class Row:
-    """What the rounds measured. seconds: of the process; work: what it says its conversion took, fsync included."""
+    """What the rounds measured. seconds: of the process; work: what it says its conversion took, fsync included.
+
+    processor: seconds of processor time, the system's too: what other processes on the machine disturb least.
+    """
 
     name: str
     seconds: list[float] = field(default_factory=list)
     work: list[float] = field(default_factory=list)
     peak_mib: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -108,6 +112,7 @@ def measure(row: Row, command: Sequence[str], output: Path | None, cold: Path | 
         raise SystemExit(f"{' '.join(command)} failed")
     row.seconds.append(seconds)
     row.peak_mib.append(usage.ru_maxrss / 1024)
+    row.processor.append(usage.ru_utime + usage.ru_stime)
     if "--json" not in command:
         return {}
     result: dict[str, Any] = json.loads(said)

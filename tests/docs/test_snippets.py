@@ -31,7 +31,7 @@ from converter_plugins.models.wan_dit import SYNTHETIC, VARIANTS, WanDit
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "README.zh-CN.md", "docs/wan2.1.md": "docs/zh/wan2.1.md"}
 ENGLISH = sorted(
-    str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "zh"
+    str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md") if "zh" not in path.parts
 )
 INSTALLS = ("python3 -m venv ", ". .venv/bin/activate", "pip install ")
 

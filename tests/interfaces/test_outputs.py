@@ -12,6 +12,7 @@ import pytest
 import converter_core
 from converter_core.checkpoint.files import Checkpoint
 from converter_core.engine.output_run import OutputRun
+from converter_plugins.quantizers.int8 import Int8
 
 PLANS: Mapping[str, dict[str, Any]] = {
     "rows": {"quantization": {"method": "int8"}, "target": {"format": "plain", "layout": "chunked", "chunk_size": 2}},
@@ -124,3 +125,35 @@ def test_a_rule_takes_the_names_of_the_model_and_of_the_target(load: Any, source
             ("layers.0.*", 2),
             ("(target_modules)", 1),
         ]
+
+
+@pytest.mark.parametrize(("other", "calls"), [({}, 1), ({"symmetric": False}, 2)])
+def test_what_two_outputs_share_is_made_once(
+    other: dict[str, Any], calls: int, load: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = load()
+    made: Counter[str] = Counter()
+    quantize = Int8.quantize
+
+    def count(self: Int8, weight: Any, **given: Any) -> Any:
+        if weight.is_cpu and weight.any():  # neither a dry run nor its zeros
+            made["weights"] += 1
+        return quantize(self, weight, **given)
+
+    recipe = several(source, tmp_path / "o")
+    recipe["outputs"] = [
+        {
+            "quantization": {"method": "int8", "options": options},
+            "target": {"format": "plain", "layout": layout},
+            "output": {"path": str(tmp_path / "o" / layout), "name": "rows"},
+        }
+        for layout, options in (("single_file", {}), ("by_block", other))
+    ]
+    with converter_core.make_plan(recipe, registry) as plan:
+        monkeypatch.setattr(Int8, "quantize", count)
+        converter_core.convert(plan)
+    monkeypatch.undo()
+    assert made["weights"] == 2 * calls
+    for folder in ("single_file", "by_block"):
+        report = converter_core.verify(tmp_path / "o" / folder, source, registry=registry)
+        assert report.ok, report.problems

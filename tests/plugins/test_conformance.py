@@ -39,9 +39,11 @@ from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.nvfp4 import Nvfp4
 from converter_plugins.targets.comfyui import ComfyUI
+from converter_plugins.targets.compressed_tensors import CompressedTensors
 from converter_plugins.targets.diffusers import Diffusers
 from converter_plugins.targets.lightx2v import LightX2V
 from converter_plugins.targets.plain import Plain
+from converter_plugins.targets.vllm_omni import VllmOmni
 
 
 class TestInt8(QuantizerConformance):
@@ -143,6 +145,18 @@ class TestDiffusersWithBfl(TargetConformance):
     target = Diffusers("bfl")
     quantizers = (Fp8(),)
     refused = (Int8(),)
+
+
+class TestVllmOmni(TargetConformance):
+    target = VllmOmni()
+    quantizers = (Int8(),)
+    refused = (Int8(symmetric=False), Fp8(), Nvfp4())
+
+
+class TestCompressedTensors(TargetConformance):
+    target = CompressedTensors()
+    quantizers = (Int8(), Fp8(), Fp8(per_channel=False), Nvfp4(), Mxfp4())
+    refused = (Int8(symmetric=False),)
 
 
 class TestPlain(TargetConformance):

@@ -58,9 +58,15 @@ def not_converted(weights: Iterable[PlannedWeight]) -> Iterator[str]:
             yield name
 
 
+def style_of(scale: str) -> str:
+    """By the key of the scales of a layer."""
+    return {"_weight_scale": "torchao", "weight_scale": "bfl"}.get(scale.rpartition(".")[2], "sdnq")
+
+
 def how_to_load(weights: Mapping[str, Stored], path: str) -> Mapping[str, Any]:
     """For ``inspect``: the call, and what it needs."""
-    keys = next(iter(weights.values())).keys
-    style = "torchao" if "_weight_" in keys["scale"] else "bfl" if keys["scale"].endswith("_scale") else "sdnq"
+    if not weights:
+        return {}
+    style = style_of(next(iter(weights.values())).keys["scale"])
     call = "from_single_file(FILE, config=FOLDER, quantization_config=...)" if style == "bfl" else "from_pretrained"
     return {"diffusers": {"call": call, "path": path, "style": style, "needs": NEEDS[style]}}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from converter_core.api import QuantFormat, Refused, TensorSpec, spec_of
+from converter_core.api import QuantFormat, Refused, SourceTensors, Stored, TensorSpec, spec_of
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
@@ -25,6 +25,20 @@ def row_format(codes: TensorSpec, symmetric: bool = True) -> QuantFormat | None:
 def with_exact_scales(format: QuantFormat) -> QuantFormat:
     """The format for readers that keep float32 scales: not rounded to what bf16 holds."""
     return replace(format, scale_precision="F32") if format in (INT8, FP8) else format
+
+
+WRITTEN_FOR = "written_for"
+"""The entry of a header's metadata that names the target: several readers share names and bytes."""
+
+
+def find_rows(tensors: SourceTensors, suffix: str) -> Mapping[str, Stored]:
+    """``X.weight`` of 8 bits beside float32 ``X.weight{suffix}`` ``[rows, 1]``, by name."""
+    found: dict[str, Stored] = {}
+    for key, spec in tensors.items():
+        format, scale = row_format(spec), f"{key}{suffix}"
+        if format is not None and len(spec.shape) == 2 and tensors.get(scale) == TensorSpec("F32", (spec.shape[0], 1)):
+            found[key] = Stored(format, {"weight": key, "scale": scale}, spec.shape)
+    return found
 
 
 def check_rows(reader: str, format: QuantFormat, parts: Parts) -> None:

@@ -56,7 +56,8 @@ def _record(weight: PlannedWeight, activations: str) -> Mapping[str, Any]:
                 "dtype": _BFLOAT16,
             },
         )
-    return {"_type": kind, "_data": data, "_tensor_data_names": ["qdata", "scale"]}
+    names = ["qdata" if output.role == "weight" else output.role for output in weight.outputs]
+    return {"_type": kind, "_data": data, "_tensor_data_names": names}
 
 
 def recipe(format: QuantFormat, activations: str) -> Mapping[str, Any]:

@@ -65,6 +65,10 @@ class Diffusers(Target):
         return "diffusers"
 
     @property
+    def one_file(self) -> bool:
+        return self.style == "bfl"
+
+    @property
     def file_name(self) -> str:
         return "" if self.style == "bfl" else "diffusion_pytorch_model"
 
@@ -77,8 +81,8 @@ class Diffusers(Target):
         return f"{layer}.{role}" if style == "sdnq" else f"{context.name}_{role}"
 
     def preferred_format(self, format: QuantFormat, /) -> QuantFormat:
-        """Float32 scales as they are."""
-        return with_exact_scales(format)
+        """Float32 scales as they are, but for ``sdnq``: diffusers casts those to the ``torch_dtype`` on loading."""
+        return format if self._style(format) == "sdnq" else with_exact_scales(format)
 
     def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         """As they are; the scales of ``bfl`` are ``[rows]``, for ``[rows, 1]`` loads and then fails in use."""
@@ -93,9 +97,18 @@ class Diffusers(Target):
         return {**parts, "scale": parts["scale"].reshape(-1)} if style == "bfl" else parts
 
     def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
-        if context.format == UNQUANTIZED or "scale" not in stored or stored["scale"].dim() != 1:
+        """Without a zero point of zeros, with scales ``[rows, 1]``."""
+        if context.format == UNQUANTIZED or "scale" not in stored:
             return stored
-        return {**stored, "scale": stored["scale"].reshape(-1, 1)}
+        unused = {"zero_point"} if context.format.symmetric else set()
+        parts = {role: part for role, part in stored.items() if role not in unused}
+        return {**parts, "scale": stored["scale"].reshape(-1, 1)}
+
+    def simulate_load(self, context: WeightContext, stored: Parts, /) -> Parts:
+        """With ``torch_dtype=torch.bfloat16``, as everyone loads it."""
+        if "scale" not in stored or self._style(context.format) != "sdnq":
+            return stored
+        return {**stored, "scale": stored["scale"].bfloat16().float()}
 
     def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
         """One scheme beside unquantized weights: the ``quantization_config`` has one."""
@@ -103,6 +116,9 @@ class Diffusers(Target):
         if len(names) > 1:
             some = " and ".join(f"{format} (e.g. {name})" for format, name in names.items())
             yield f"diffusers reads one scheme beside unquantized weights; this gives {some}"
+        style, format = self._scheme(weights)
+        if format is not None and style != self._style(format) and (self.style is not None or style == "bfl"):
+            yield f"the source is quantized in style {style} already; write target.options.style: {style}"
         for weight in weights:
             if weight.format != UNQUANTIZED and not weight.name.endswith(SUFFIX):
                 yield f"diffusers reads {weight.name} unquantized only: it is no X.weight"
@@ -143,7 +159,7 @@ class Diffusers(Target):
                 keys = {"scale": f"{layer}._weight_scale", "zero_point": f"{layer}._weight_zero_point"}
             there = {role: part for role, part in keys.items() if part in tensors}
             rows = (spec.shape[0],) if there.get("scale") == f"{layer}.weight_scale" else (spec.shape[0], 1)
-            format = row_format(spec, symmetric="zero_point" not in there)
+            format = row_format(spec, symmetric=_is_zero(tensors, there.get("zero_point")))
             if format is not None and "scale" in there and tensors[there["scale"]] == TensorSpec("F32", rows):
                 found[layer + SUFFIX] = Stored(format, {"weight": key, **there}, spec.shape)
         return found
@@ -155,9 +171,20 @@ class Diffusers(Target):
         return self.style or ("unquantized" if format == UNQUANTIZED else "sdnq")
 
     def _scheme(self, weights: Iterable[PlannedWeight]) -> tuple[str, QuantFormat | None]:
-        """The style, and the format of what is quantized; None: nothing is."""
-        format = next((weight.format for weight in weights if weight.format != UNQUANTIZED), None)
-        return ("unquantized", None) if format is None else (self._style(format), format)
+        """The style, by the keys of what is quantized, and its format; None: nothing is quantized."""
+        for weight in weights:
+            if weight.format != UNQUANTIZED:
+                keys = {output.role: output.key for output in weight.outputs}
+                return _diffusers_config.style_of(keys["scale"]), weight.format
+        return "unquantized", None
+
+
+def _is_zero(tensors: SourceTensors, key: str | None) -> bool:
+    """Whether a zero point is none: torchao writes zeros for int8. What cannot be read may be anything."""
+    try:
+        return key is None or not tensors.read(key).any()
+    except ValueError:
+        return False
 
 
 @hookimpl

@@ -26,6 +26,7 @@ from converter_core.api import (
 
 from . import _lightx2v_config
 from ._lightx2v_flags import REPLACED_FLAGS, RUNS_ON
+from ._row_formats import WRITTEN_FOR
 from ._swizzle import ROWS, swizzle, tiled_shape, unswizzle
 from .plain import FORMATS_KEY
 
@@ -209,9 +210,10 @@ class LightX2V(Target):
         return _lightx2v_config.notes(weights)
 
     def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
-        """By dtypes and shapes, for LightX2V writes no metadata; a file of target ``plain`` says that it is one."""
+        """By dtypes and shapes, for LightX2V writes no metadata; the files of other targets say whose they are."""
         found: dict[str, Stored] = {}
-        if FORMATS_KEY in tensors.metadata or any(key.endswith(MARKER) for key in tensors):
+        told = tensors.metadata.keys() & {FORMATS_KEY, WRITTEN_FOR} or "quantization_config" in tensors.config
+        if told or any(key.endswith(MARKER) for key in tensors):
             return found
         for name, spec in tensors.items():
             scale = tensors.get(_key(name, "scale"))
