@@ -50,7 +50,7 @@ def unknown_prefixes(tensors: Mapping[str, TensorSpec]) -> Iterator[str]:
                 yield f"{head}."
 
 
-def of_dtypes(tensors: Mapping[str, TensorSpec], path: Path) -> Iterator[str]:
+def of_dtypes(tensors: SourceTensors, path: Path) -> Iterator[str]:
     """Weights of 8 bits that no target finds: with scales they cannot be read, without they are plain casts."""
     scaled = list(unread_scales(tensors, path))
     yield from scaled

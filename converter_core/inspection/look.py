@@ -111,7 +111,8 @@ def _describe(
     if adapter is None and found is None:
         notes += clues.of_unrecognised(tensors, adapters)
     if found is None:
-        notes += clues.of_dtypes({key: tensors[key] for key in tensors if key not in foreign}, checkpoint.path)
+        own = tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign})
+        notes += clues.of_dtypes(own, checkpoint.path)
     held = Counter(map(checkpoint.file_of, tensors))
     name = adapter.name if adapter else None
     return Inspection(
