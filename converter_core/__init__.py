@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         TensorSpec,
         WeightInfo,
     )
+    from .calibration.calibrate import calibrate, merge_calibrations
+    from .calibration.models import CalibrationSettings
     from .engine.convert import convert
     from .engine.result import OutputResult, Result
     from .engine.worker_pool import Progress
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UNQUANTIZED",
+    "CalibrationSettings",
     "CheckpointError",
     "Container",
     "ConversionError",
@@ -111,16 +114,20 @@ __all__ = [
     "WeightContext",
     "WeightInfo",
     "__version__",
+    "calibrate",
     "convert",
     "hookimpl",
     "inspect",
     "load_plugins",
     "load_recipe",
     "make_plan",
+    "merge_calibrations",
     "verify",
 ]
 
 _HOME = {
+    "calibration.calibrate": ("calibrate", "merge_calibrations"),
+    "calibration.models": ("CalibrationSettings",),
     "engine.convert": ("convert",),
     "engine.result": ("OutputResult", "Result"),
     "engine.worker_pool": ("Progress",),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,7 +80,7 @@ def models(registry: Registry) -> Iterator[TableModel]:
             yield model
 
 
-def answers(model: TableModel, registry: Registry, folder: Path) -> dict[str, dict[str, bool]]:
+def answers(model: TableModel, registry: Registry, folder: Path, targets: Sequence[str]) -> dict[str, dict[str, bool]]:
     """Target -> scheme -> whether a plan of one block of the first released model is accepted."""
     sources = list(small_sources(model, folder))
     return {
@@ -87,7 +88,7 @@ def answers(model: TableModel, registry: Registry, folder: Path) -> dict[str, di
             scheme: any(accepted(model, target, scheme, source, registry) for source in sources)
             for scheme in sorted(registry.quantizers)
         }
-        for target in sorted(registry.targets, key=lambda name: (not registry.targets[name].default, name))
+        for target in targets
     }
 
 
@@ -173,8 +174,15 @@ def ours() -> Registry:
 
 
 if __name__ == "__main__":
+    # python docs/model_matrix.py TARGET ...: these alone are asked anew, for all of them take minutes
+    registry = ours()
+    before = answers_on((DOCS / "models.md").read_text(encoding="utf-8")) if sys.argv[1:] else {}
+    order = sorted(registry.targets, key=lambda name: (not registry.targets[name].default, name))
     with TemporaryDirectory() as scratch:
-        registry = ours()
-        found = {model.name: answers(model, registry, Path(scratch)) for model in models(registry)}
+        made = {
+            model.name: answers(model, registry, Path(scratch), sys.argv[1:] or order) for model in models(registry)
+        }
+    whole = {name: {**before.get(name, {}), **answer} for name, answer in made.items()}
+    found = {name: {target: answer[target] for target in order} for name, answer in whole.items()}
     for name in TEXTS:
         (DOCS / name).write_text(page(name, registry, found), encoding="utf-8")

@@ -31,6 +31,7 @@ FLAGS: Mapping[str, str] = {
 VALUES: Mapping[str, str] = {
     "source.format": "the name of a container",
     "source.path": "a path",
+    "source.calibration": "a path",
     "source.loras[].path": "a path",
     "source.lora_numerics": "exact or the name of a target",
     "output.path": "a path",

@@ -77,6 +77,7 @@ class WeightContext:
 
     info: what the model adapter says of it; only the name counts where an output is read back without its source.
     name: in the target's key format.
+    original: in the model's original key format, where a source is at hand.
     spec: of the assembled weight before quantization, all rows; for ``decode`` that of the rows that are decoded. None
         where it is not known yet, or no more.
     roles: of its stored parts, where they are known: for ``markers``.
@@ -88,6 +89,7 @@ class WeightContext:
     format: QuantFormat = UNQUANTIZED
     model: ModelFacts = field(default_factory=ModelFacts)
     roles: tuple[str, ...] = ()
+    original: str = ""
 
 
 @dataclass(frozen=True)

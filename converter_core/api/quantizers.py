@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .contexts import WeightContext
+from .contexts import SourceTensors, WeightContext
 from .formats import QuantFormat
 from .values import TensorRef, TensorSpec
 
@@ -31,8 +31,10 @@ class Quantizer(ABC):
     row_block: ClassVar[int | None] = None
     """``quantize`` gives the same bytes for any run of rows that starts at a multiple of this. None: whole weights."""
 
-    wants_bias: ClassVar[bool] = False
-    """Whether ``quantize`` also takes the layer's bias, as ``bias``; it may then return a new one in that role."""
+    @property
+    def wants_bias(self) -> bool:
+        """Whether ``quantize`` also takes the layer's bias, as ``bias``; it may then return a new one in that role."""
+        return False
 
     @property
     def format(self) -> QuantFormat:
@@ -54,6 +56,13 @@ class Quantizer(ABC):
     @property
     def passthrough_dtype(self) -> str | None:
         """What ``target.dtype`` defaults to when this is the recipe's method, e.g. ``float32``; None: ``keep``."""
+        return None
+
+    def fallback(self, spec: TensorSpec, /) -> Quantizer | None:
+        """Another quantizer for a weight that this one cannot take, by its dtype and shape; the plan tells of it.
+
+        None (the default): it takes the weight, or refuses it. spec: of the weight's source, all rows.
+        """
         return None
 
     @abstractmethod
@@ -80,15 +89,38 @@ class Quantizer(ABC):
         return {}
 
     def inputs(
-        self, context: WeightContext, stores: Mapping[str, Mapping[str, TensorSpec]], /
+        self, context: WeightContext, stores: Mapping[str, SourceTensors], /
     ) -> Mapping[str, TensorRef | Tensor]:
         """What ``quantize`` needs for this weight beside its rows: calibration, importance. Pure.
+
+        stores: those of ``stores``, and under ``calibration`` the file of ``source.calibration`` where a recipe has
+        one; ``converter_core.api.statistics`` finds what it knows of a weight.
 
         A ``TensorRef`` into one of ``stores`` is read by the engine, slab by slab where it is ``by_rows``, within the
         memory budget; a tensor of the plugin's own (on the host, at most 64 KiB) is handed over as it is.
         Raises ``Refused`` where one is missing. Called while planning, from headers.
         """
         return {}
+
+    def prepare(self, inputs: Parts, /) -> Parts:
+        """What ``quantize`` gets in the place of these inputs, made once for all weights that have the same ones.
+
+        inputs: those of ``inputs`` that are read from stores as a whole. Dry runs leave out what it returns, so
+        ``quantize`` gives the same roles, shapes and dtypes without.
+        """
+        return inputs
+
+    def prepared_bytes(self, inputs: Mapping[str, TensorSpec], /) -> int:
+        """The most that ``prepare`` and what it returns take beside these inputs; counted in the memory budget."""
+        return 0
+
+    @property
+    def same_everywhere(self) -> bool:
+        """Whether the bytes are the same on every device and with every version of torch.
+
+        Where they are not, both are part of the fingerprint and stand in the manifest.
+        """
+        return True
 
     def input_files(self) -> Sequence[str]:
         """Paths of files that the plugin reads itself; their content is part of the fingerprint."""

@@ -93,6 +93,13 @@ class Target(ABC):
     def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         """The inverse of ``encode``. Shapes come from the parts, or from ``context.spec`` where it is known."""
 
+    def plain_dtype(self, context: WeightContext, dtype: str, /) -> str:
+        """The dtype in which a weight that is not quantized is stored, for runtimes that read some in one dtype only.
+
+        dtype: its own, or that of ``target.dtype``; returned by default. Both are floating (``BF16``, ``F32`` ...).
+        """
+        return dtype
+
     def preferred_format(self, format: QuantFormat, /) -> QuantFormat:
         """What it takes in the place of a format that it does not, e.g. the same with one scale per tensor.
 

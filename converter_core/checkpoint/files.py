@@ -26,6 +26,10 @@ OTHER_SUFFIXES = (".bin", ".ckpt", ".onnx")
 """Of files that hold weights in formats that no container here may read."""
 
 
+MOST_TENSORS = 1_000_000
+"""Of a checkpoint. Time and memory grow with them; the largest models have some thousands."""
+
+
 class NothingKnown(CheckpointError):
     """There are weights, but none of the model that is looked for."""
 
@@ -284,6 +288,10 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
         f"{shown(checkpoint.path)}: {shown(one)} and {shown(other)} both have {some(keys)}; name one file as the path"
         for (one, other), keys in twice.items()
     ]
+    if len(checkpoint.tensors) > MOST_TENSORS:
+        problems = [
+            f"{shown(checkpoint.path)}: has {len(checkpoint.tensors):,} tensors; at most {MOST_TENSORS:,} are read"
+        ]
     if not checkpoint.tensors:
         problems.append(f"{shown(checkpoint.path)}: has no tensors")
     if problems:

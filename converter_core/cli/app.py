@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import convert, demo, init, inspect, plan, plugins, verify
+from . import calibrate, convert, demo, init, inspect, plan, plugins, verify
 from .command import Command, RecipeCommand
 
 NAME = "model-converter"
@@ -70,6 +70,8 @@ app.command("convert", cls=RecipeCommand, context_settings=_both_spellings)(conv
 app.command("plan", cls=RecipeCommand, context_settings=_both_spellings)(plan.plan)
 app.command("inspect", cls=Command)(inspect.inspect)
 app.command("verify", cls=Command)(verify.verify)
+app.command("calibrate", cls=Command)(calibrate.calibrate)
+app.command("merge-calibrations", cls=Command)(calibrate.merge)
 app.command("init", cls=Command)(init.init)
 app.command("demo", cls=Command)(demo.demo)
 app.add_typer(plugins.app, name="plugins")

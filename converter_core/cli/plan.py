@@ -19,6 +19,7 @@ from .tables import natural_key, show_groups, show_table, sizes
 _STATUS = {
     "new": "",
     "resume": "an interrupted run of this conversion would be continued",
+    "check": "done once; what is missing or turns out to be changed would be made again",
     "done": "already done; nothing would be touched",
 }
 

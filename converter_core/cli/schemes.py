@@ -22,8 +22,9 @@ def default_scheme(registry: Registry) -> str:
 
 
 def target_for(scheme: str, registry: Registry) -> str:
-    """The default target if its runtime runs the scheme, else the first one that says nothing of schemes."""
+    """The default target if its runtime runs the scheme, else one that does, else one that says nothing of schemes."""
     default = registry.targets.default()
-    if scheme in runs_on(registry.targets[default]):
-        return default
+    for name in (default, *registry.targets):
+        if scheme in runs_on(registry.targets[name]):
+            return name
     return next((name for name, cls in registry.targets.items() if not runs_on(cls)), default)

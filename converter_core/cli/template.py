@@ -51,7 +51,7 @@ source:
   # A folder (with or without an index) or a file of weights; fp32, bf16 or fp16.
   path: {_scalar(source)}
 {_key("type", model, "the model; without it, recognised by the tensors")}
-{_key("# format", registry.containers.default(), f"the container; one of {', '.join(sorted(registry.containers))}")}
+{_key("# format", registry.containers.default(), "the container; without it, recognised by the files")}
 
 quantization:
   method: {cls.name}
@@ -73,7 +73,7 @@ output:
   # overwrite: false           # true: replace an earlier conversion of the same name
 
 target:
-{_key("format", format, f"or {_others(registry.targets, format)}; model-converter plugins says what each is")}
+{_key("format", format, "who reads it; model-converter plugins says what there is")}
 {_key("precision", cls.name, "a label; must agree with quantization.method")}
 {_key("layout", registry.layouts.default(), f"or {_others(registry.layouts, registry.layouts.default())}")}
   # chunk_size: 4GiB           # for layouts of bounded files; or a number of tensors

@@ -34,6 +34,10 @@ def verify(
         str | None,
         typer.Option("--compare", metavar="OUTPUT", help="Another conversion of the same source, shown beside it."),
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option("--calibration", metavar="FILE", help="With --against: the error of the layers' outputs too."),
+    ] = None,
     html: Annotated[
         str | None, typer.Option("--html", metavar="FILE", help="Write a page with the error of every weight.")
     ] = None,
@@ -59,7 +63,7 @@ def verify(
     for path in (output, compare):
         if path is not None:
             with progress(quiet or as_json, Log(quiet or as_json, Path(path).name)) as show:
-                reports.append(check(path, against, progress=show))
+                reports.append(check(path, against, calibration=calibration, progress=show))
     if html is not None:
         write_html(reports[0], html, compare=reports[1] if compare is not None else None)
         if not (quiet or as_json):
@@ -146,11 +150,13 @@ def _show_blocks(weights: Sequence[WeightReport]) -> None:
 
 def _show_worst(weights: Sequence[WeightReport]) -> None:
     worst = sorted(weights, key=lambda weight: -(weight.relative_error or 0))[:WORST]
+    has_outputs = any(weight.output_error is not None for weight in worst)
     rows = [
         (
             weight.name,
             weight.format,
             f"{weight.relative_error:.5f}",
+            *(["" if weight.output_error is None else f"{weight.output_error:.5f}"] if has_outputs else []),
             "" if weight.limit is None else f"{weight.limit:.5f}",
             _db(weight.sqnr_db),
             "" if weight.cosine is None else f"{weight.cosine:.6f}",
@@ -158,9 +164,10 @@ def _show_worst(weights: Sequence[WeightReport]) -> None:
         )
         for weight in worst
     ]
-    columns = ("weight", "format", "relative error", "limit", "SQNR", "cosine", "worst element")
+    outputs = ("output error",) if has_outputs else ()
+    columns = ("weight", "format", "relative error", *outputs, "limit", "SQNR", "cosine", "worst element")
     optional = ("worst element", "cosine", "format", "limit")
-    show_table(f"The worst {len(rows)}", columns, rows, numbers=5, optional=optional)
+    show_table(f"The worst {len(rows)}", columns, rows, numbers=len(columns) - 2, optional=optional)
 
 
 def _together(weights: Sequence[WeightReport]) -> float:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..api.json_text import load_json_object
 from ..api.targets import INDEX_STEM
 from ..errors import CheckpointError, shown
-
-LARGEST_INDEX = 100_000_000
-"""Bytes."""
+from ..trusted import INDEX, read_file
 
 
 def preferred_index(names: Sequence[str]) -> str | None:
@@ -22,12 +19,9 @@ def preferred_index(names: Sequence[str]) -> str | None:
 def read_index(path: Path) -> Mapping[str, str]:
     """Key -> name of its file, from an index in the Hugging Face form; every name is one of a file beside the index."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_INDEX:
-            raise CheckpointError(f"{shown(path)}: is not a file of at most {LARGEST_INDEX} bytes; this is no index")
-        text = path.read_bytes()
+        text = read_file(path, INDEX)
     except OSError as error:
-        raise CheckpointError(f"{shown(path)}: cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{shown(path)}: cannot be read: {error.strerror}; this is no index") from None
     where = load_json_object(text, shown(path), "this is no index").get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise CheckpointError(f"{shown(path)}: weight_map must map tensors to file names")

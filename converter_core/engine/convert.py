@@ -15,6 +15,7 @@ import torch
 
 from ..api.devices import DeviceStream
 from ..errors import ConversionError, ConverterError, PlanError, shown
+from ..folder import Folder, make_folder
 from ..output.manifest import manifest_name
 from ..output.state import OutputState, output_state
 from ..planning.components import make_plans
@@ -23,9 +24,9 @@ from ..planning.plan import OutputPlan, Plan
 from ..planning.slab_size import Cut, cut
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe
-from ..trusted import Folder, make_folder
 from .memory import Budget, peak_memory
 from .output_run import OutputRun
+from .prepared import Prepared, grouped
 from .result import OutputResult, Result, joined
 from .slabs import Worker
 from .worker_pool import Progress, WorkerPool
@@ -110,7 +111,8 @@ class _Run:
         """runs: by the number of the output."""
         self.plan = plan
         self.runs = runs
-        self.jobs = [job for job in plan.jobs if any(export.output in self.runs for export in job.exports)]
+        self.jobs = grouped([job for job in plan.jobs if any(one.output in self.runs for one in job.exports)])
+        self.prepared = [Prepared() for _ in plan.resources.devices]
         self.pool: WorkerPool[Job] = WorkerPool(sum(job.source_nbytes for job in self.jobs), progress)
         self.budget = Budget(plan.resources.max_memory)
         self.kept: Counter[int] = Counter()
@@ -129,13 +131,14 @@ class _Run:
     def _worker(self, number: int, next_job: Callable[[], Job]) -> None:
         resources = self.plan.resources
         device = resources.devices[number % len(resources.devices)]
+        slab_bytes = resources.backend.slab_bytes(device)
         with torch.inference_mode(), resources.backend.stream(device) as stream:
             while True:
                 self.pool.advance(0)
                 job = next_job()
                 missing = self._missing(job)
                 if missing:
-                    self._convert(job, missing, stream, resources.backend.slab_bytes(device))
+                    self._convert(job, missing, stream, self.prepared[number % len(resources.devices)], slab_bytes)
                 else:
                     self.pool.resume(job.source_nbytes)
 
@@ -154,10 +157,13 @@ class _Run:
                 missing.append(export)
         return missing
 
-    def _convert(self, job: Job, exports: Sequence[Export], stream: DeviceStream, slab_bytes: int) -> None:
+    def _convert(
+        self, job: Job, exports: Sequence[Export], stream: DeviceStream, prepared: Prepared, slab_bytes: int
+    ) -> None:
         share = self.budget.total // self.plan.resources.workers
         with self.pool.lock:
             self.pool.weight = job.info.name
+        stores = self.plan.stores
         while True:
             how = cut(job, slab_bytes, share)
             advanced = 0
@@ -169,7 +175,7 @@ class _Run:
 
             try:
                 with self.budget.take(how.nbytes), _told_of(job):
-                    self._attempt(job, exports, stream, how, advance)
+                    self._attempt(job, exports, how, Worker(stores, self.plan.adapter, stream, advance, prepared))
                 return
             except torch.cuda.OutOfMemoryError as error:
                 torch.cuda.empty_cache()
@@ -182,16 +188,14 @@ class _Run:
                     ) from error
                 self.pool.take_back(advanced)
 
-    def _attempt(
-        self, job: Job, exports: Sequence[Export], stream: DeviceStream, how: Cut, advance: Callable[[int], None]
-    ) -> None:
+    def _attempt(self, job: Job, exports: Sequence[Export], how: Cut, worker: Worker) -> None:
         with ExitStack() as stack:
             files = {export.output: stack.enter_context(self.runs[export.output].open(export)) for export in exports}
 
             def write(output: int, key: str, at: int, data: memoryview) -> None:
                 files[output].write(key, at, data)
 
-            Worker(self.plan.stores, self.plan.adapter, stream, advance).run(job, exports, how, write)
+            worker.run(job, exports, how, write)
         for export in exports:
             self.runs[export.output].done(job, export, files[export.output].crc32)
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ..api.tensors import raw
 from ..errors import PlanError, shown
+from ..folder import Folder
 from ..output.finished import wrong_at_sight
 from ..output.journal import Begun, Journal
 from ..output.manifest import manifest_name
@@ -16,7 +17,6 @@ from ..output.staging import StagedFile, Staging, checksum
 from ..output.unfinished import look_for_unfinished
 from ..planning.jobs import Export, Job
 from ..planning.plan import OutputPlan, Plan
-from ..trusted import Folder
 from .publish import publish
 
 

@@ -24,6 +24,7 @@ from ..planning.slab_size import Cut
 from ..planning.stores import Stores
 from .finite import check_finite
 from .merging import Merger
+from .prepared import Prepared
 from .reading import Reader
 
 if TYPE_CHECKING:
@@ -39,13 +40,19 @@ class Worker:
     """What one thread needs to do jobs."""
 
     def __init__(
-        self, stores: Stores, adapter: ModelAdapter, stream: DeviceStream, advance: Callable[[int], None]
+        self,
+        stores: Stores,
+        adapter: ModelAdapter,
+        stream: DeviceStream,
+        advance: Callable[[int], None],
+        prepared: Prepared,
     ) -> None:
         """advance: told of the source bytes of each finished run of rows; raises to stop."""
         self.stores = stores
         self.adapter = adapter
         self.stream = stream
         self.advance = advance
+        self.prepared = prepared
 
     def run(self, job: Job, exports: Sequence[Export], cut: Cut, write: Write) -> None:
         """exports: those of the job that are to be made. Raises ConversionError naming the tensor."""
@@ -134,9 +141,16 @@ class _Making:
             name: stream.upload(given) for name, given in inputs.items() if not isinstance(given, BoundTensor)
         }
         self._bias_merger = Merger(export.bias_terms, source.worker.stores, stream, source.rows)
-        # copied: the staging buffer is used again for the rows of the weight
-        held = Reader(source.worker.stores, stream).read(whole, 0, 0, 0) if whole else {}
-        self._held |= {name: tensor.clone() for name, tensor in held.items()}
+
+        def read() -> Parts:
+            held = Reader(source.worker.stores, stream).read(whole, 0, 0, 0) if whole else {}
+            for name, tensor in held.items():
+                (bound,) = whole[name]
+                check_finite(tensor, f"{bound.path}: {bound.ref.key!r}", 0, "make the file anew")
+            # copied: the staging buffer is used again for the rows of the weight
+            return {name: tensor.clone() for name, tensor in held.items()}
+
+        self._held |= source.worker.prepared.of(export, read)
 
     def gives(self, other: Export) -> bool:
         """Whether its parts are those of another export too: the same quantizer, given the same."""

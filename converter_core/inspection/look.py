@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..api.calibration import inputs_of
 from ..api.contexts import ModelFacts, SourceTensors
 from ..api.models import ModelAdapter
 from ..api.targets import Target
+from ..calibration.file import is_calibration
 from ..checkpoint.files import Checkpoint, NothingKnown, open_checkpoint
 from ..checkpoint.recognition import open_source, recognisers
 from ..checkpoint.roots import components_of
@@ -92,12 +94,13 @@ def _describe(
     checkpoint: Checkpoint, adapters: Sequence[ModelAdapter], registry: Registry, skipped: list[str]
 ) -> Inspection:
     tensors = source_tensors(checkpoint)
+    is_statistics = is_calibration(checkpoint.metadata)
     manifest = _manifest_of(checkpoint)
     target, found = _target_of(tensors, manifest, registry, skipped)
     if found is not None and target is not None:
         found = transcode.with_shapes(found, tensors, target, registry)
     original = transcode.unpacked(tensors, found) if found else tensors
-    adapter, variant = next(iter(recognisers(adapters, original, skipped)), (None, None))
+    adapter, variant = next(iter(() if is_statistics else recognisers(adapters, original, skipped)), (None, None))
     foreign = set(adapter.foreign(original)) if adapter else set()
     found = transcode.without(found, foreign)
     weights = found.weights if found else {}
@@ -108,7 +111,9 @@ def _describe(
     names = [*(file.name for file in checkpoint.files), *checkpoint.skipped]
     problems = [*clues.of_files(names), *(adapter.problems(original) if adapter else ())]
     notes = [*checkpoint.notes, *(target.notes(weights) if target and found else ())]
-    if adapter is None and found is None:
+    if is_statistics:
+        notes.append(_of_statistics(tensors))
+    elif adapter is None and found is None:
         notes += clues.of_unrecognised(tensors, adapters)
     if found is None:
         own = tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign})
@@ -135,6 +140,14 @@ def _describe(
         problems=tuple(problems),
         next_steps=tuple(clues.next_steps(str(checkpoint.path), name, found is not None, bool(config), bool(problems))),
     )
+
+
+def _of_statistics(tensors: SourceTensors) -> str:
+    counts = [key for key in tensors if key.endswith(".count")]
+    sampled = [spec.shape[0] for key, spec in tensors.items() if key.endswith(".tokens")]
+    tokens = f"up to {max(sampled)} tokens of each" if sampled else "no tokens"
+    shared = len(inputs_of(tensors))
+    return f"activation statistics of {len(counts)} inputs, which {shared} more layers share; {tokens}"
 
 
 def _manifest_of(checkpoint: Checkpoint) -> Mapping[str, Any]:

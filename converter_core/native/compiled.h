@@ -18,7 +18,7 @@
 #endif
 
 /* What the loader compares before it calls anything; see ABI in loader.py. */
-const int converter_abi = 2;
+const int converter_abi = 3;
 
 enum { BF16, F16, F32 };
 

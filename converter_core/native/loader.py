@@ -27,7 +27,7 @@ KERNEL_DTYPES: Mapping[torch.dtype, int] = MappingProxyType({torch.bfloat16: 0, 
 """The number by which ``compiled.h`` knows a dtype."""
 
 
-ABI = 2
+ABI = 3
 """``converter_abi`` of ``compiled.h``. Both change with the arguments or the meaning of any kernel."""
 
 

@@ -32,7 +32,8 @@ class Fingerprint:
 
 def digest(value: Any) -> str:
     """sha256 hex of a JSON value, whatever the order of its mappings."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()  # paths need not be Unicode
 
 
 def fingerprint(
@@ -68,7 +69,7 @@ def _identities(paths: Mapping[str, str]) -> Iterator[tuple[str, list[int]]]:
             yield name, [status.st_ino, status.st_ctime_ns, status.st_mtime_ns]
 
 
-_PLACES = {"source": ("path", "on_unmatched"), "output": ("path", "overwrite")}
+_PLACES = {"source": ("path", "calibration", "on_unmatched"), "output": ("path", "overwrite")}
 
 
 def _without_paths(value: Any, files: Mapping[str, str]) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..api.values import FileLayout
-from ..trusted import Folder
+from ..folder import Folder
 
 
 @dataclass(frozen=True)

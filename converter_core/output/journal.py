@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CheckpointError, ConversionError, shown
-from ..trusted import JOURNAL, Folder, is_inside
+from ..folder import Folder
+from ..trusted import JOURNAL, is_inside
 from .fingerprint import Fingerprint
 
 NAME = "journal.jsonl"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, shown
-from ..trusted import MANIFEST, Folder, is_inside, read_file
+from ..folder import Folder
+from ..trusted import MANIFEST, is_inside, read_file
 
 SUFFIX = ".manifest.json"
 KIND = "model-converter manifest"
@@ -28,8 +29,13 @@ def dump(content: Mapping[str, Any]) -> bytes:
     """Readable JSON with a checksum of itself: the crc32 of the same text with ``crc32`` empty."""
     body = {"kind": KIND, "version": VERSION, **content, "crc32": ""}
     text = json.dumps(body, indent=1, ensure_ascii=False)
-    body["crc32"] = crc(text.encode())
-    return (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode()
+    body["crc32"] = crc(_bytes(text))
+    return _bytes(json.dumps(body, indent=1, ensure_ascii=False) + "\n")
+
+
+def _bytes(text: str) -> bytes:
+    """What is no Unicode, a byte of a path for instance, becomes an escape, which JSON reads as the same again."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def crc(data: bytes | memoryview, start: int = 0) -> str:
@@ -79,7 +85,7 @@ def _parse(data: bytes) -> dict[str, Any]:
 def _is_as_written(content: Mapping[str, Any], data: bytes) -> bool:
     try:
         return dump({key: value for key, value in content.items() if key not in ("kind", "version", "crc32")}) == data
-    except (UnicodeEncodeError, RecursionError):  # half of a surrogate pair; nested too deeply to be written
+    except RecursionError:  # nested too deeply to be written
         return False
 
 

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
 from ..errors import ConversionError, shown
-from ..trusted import Folder
+from ..folder import Folder
 from .journal import Journal
 from .manifest import SUFFIX
 from .staging import Staging
@@ -46,14 +46,14 @@ def publish(
 
     for name in sorted(given):
         if name.endswith(SUFFIX):
-            output.remove(name)
+            output.remove_file(name)
     output.sync()
     for name in staged[:-1]:
         files.rename(name, output, name)
     for name in standing:
         output.stamp(name, now)
     for name in sorted(given - set(names)):
-        output.remove(name)
+        output.remove_file(name)
     _sync_holders(output, names)
     files.rename(manifest, output, manifest)
     output.sync()

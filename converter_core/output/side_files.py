@@ -57,7 +57,7 @@ def side_files(
         if not os.access(path, os.R_OK):
             problems.append(f"{path}: cannot be read, so it cannot be copied")
             continue
-        if not is_inside(name):
+        if not is_inside(name) or not name.isprintable():
             problems.append(f"{shown(path)}: its name cannot be a file's name everywhere; rename or remove it")
             continue
         copies[name] = path

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..api.values import FileLayout
 from ..errors import ConversionError, shown
-from ..trusted import Folder, open_regular
+from ..folder import Folder
+from ..trusted import open_regular
 from . import journal
 from .unfinished import FILES, staging_name
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..api.values import FileLayout
 from ..errors import CheckpointError, shown
-from ..trusted import Folder
+from ..folder import Folder
 from .fingerprint import Fingerprint
 from .finished import Finished, meet
 from .manifest import Manifests, manifest_name, manifests_in
@@ -142,7 +143,11 @@ class _Survey:
         asked, foreign = [], []
         orphans = self._orphans()
         for file in sorted(self.planned):
-            if self.folder.status(file) is None:
+            status = self.folder.status(file)
+            if status is None:
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                foreign.append(file)
                 continue
             owners = {name for name in self.manifests.read if self._owns(name, file)}
             if owners:
@@ -189,7 +194,9 @@ class _Survey:
             )
 
     def _foreign(self, file: str) -> str:
-        why = self.manifests.refused.get(file, "no manifest lists it")
+        status = self.folder.status(file)
+        a_folder = status is not None and stat.S_ISDIR(status.st_mode)
+        why = "it is a folder" if a_folder else self.manifests.refused.get(file, "no manifest lists it")
         return (
             f"{shown(self.folder.path / file)}: exists and is not ours ({why}); move it away or choose another output"
         )

@@ -6,7 +6,7 @@ import stat
 from dataclasses import dataclass
 
 from ..errors import CheckpointError, shown
-from ..trusted import Folder
+from ..folder import Folder
 from . import journal
 from .journal import Begun
 

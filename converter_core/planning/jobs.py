@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..api.calibration import ORIGINAL
 from ..api.contexts import ModelFacts, WeightContext
 from ..api.formats import UNQUANTIZED
 from ..api.models import ModelAdapter
@@ -115,6 +116,7 @@ class JobBuilder:
         self.passthrough = passthrough
         self.terms = terms
         self.markers: dict[str, Tensor] = {}
+        self.without_bias: list[str] = []
         self._refused: dict[tuple[str, str, str], list[str]] = {}
 
     @property
@@ -130,9 +132,12 @@ class JobBuilder:
         self, assignments: Sequence[Assignment], quantized: Mapping[str, Stored]
     ) -> tuple[tuple[PlannedWeight, ...], tuple[Job, ...]]:
         """quantized: weights that are quantized already, by name; their parts are copied one by one."""
-        infos = {assignment.info.name: assignment.info for assignment in assignments}
-        taken = {bias.name for one in assignments if (bias := self._bias(one, infos)) is not None}
+        by_name = {assignment.info.name: assignment for assignment in assignments}
+        taken = {bias.info.name for one in assignments if (bias := self._bias(one, by_name)) is not None}
         weights, jobs = [], []
+        self.without_bias = [
+            one.info.name for one in assignments if one.quantizer.wants_bias and self._bias(one, by_name) is None
+        ]
         for assignment in assignments:
             if assignment.info.name in taken:
                 continue
@@ -140,19 +145,19 @@ class JobBuilder:
             if stored is not None:
                 made = self._transcoded(assignment.info, stored)
             else:
-                made = self._made(assignment, self._bias(assignment, infos))
+                made = self._made(assignment, self._bias(assignment, by_name))
             if made is not None:
                 weights.append(made[0])
                 jobs += made[1]
         return tuple(weights), tuple(jobs)
 
-    def _bias(self, assignment: Assignment, infos: Mapping[str, WeightInfo]) -> WeightInfo | None:
+    def _bias(self, assignment: Assignment, by_name: Mapping[str, Assignment]) -> Assignment | None:
         """The bias of a layer, where its quantizer asks for it."""
         if not assignment.quantizer.wants_bias:
             return None
         info = assignment.info
-        name = info.bias if info.bias is not None else f"{info.name.removesuffix('.weight')}.bias"
-        return infos.get(name) if name != info.name else None
+        name = bias_name(info)
+        return by_name.get(name) if name != info.name else None
 
     def _transcoded(self, info: WeightInfo, stored: Stored) -> tuple[PlannedWeight, list[Job]] | None:
         jobs, outputs = [], []
@@ -167,7 +172,7 @@ class JobBuilder:
         name = self.adapter.rename(info.name, self.key_format)
         return PlannedWeight(info, name, TensorSpec("F32", shape), stored.format, tuple(outputs)), jobs
 
-    def _made(self, assignment: Assignment, bias: WeightInfo | None) -> tuple[PlannedWeight, list[Job]] | None:
+    def _made(self, assignment: Assignment, bias: Assignment | None) -> tuple[PlannedWeight, list[Job]] | None:
         job = self._job(assignment.info, assignment.quantizer, bias, assignment.rule)
         if job is None:
             return None
@@ -187,7 +192,7 @@ class JobBuilder:
         return outputs
 
     def _job(
-        self, info: WeightInfo, quantizer: Quantizer, bias: WeightInfo | None, rule: str, key: str | None = None
+        self, info: WeightInfo, quantizer: Quantizer, bias: Assignment | None, rule: str, key: str | None = None
     ) -> Job | None:
         """None, and a problem, if the quantizer or the target refuses. key: of a part that is copied as it is."""
         name = self.adapter.rename(info.name, self.key_format)
@@ -195,8 +200,10 @@ class JobBuilder:
         specs = {role: joined_spec(several) for role, several in sources.items()}
         main = specs.get("weight") or next(iter(specs.values()))
         # assembling usually keeps the shape of its first source; the dry run says what it is in the end
-        context = WeightContext(info, name, main.spec, quantizer.format, self.model)
-        encoding = Encoding(self.target, context, self._bias_context(bias), self.passthrough)
+        original = self.adapter.rename(info.name, ORIGINAL)
+        context = WeightContext(info, name, main.spec, quantizer.format, self.model, original=original)
+        cast = bias.quantizer if bias is not None and isinstance(bias.quantizer, Passthrough) else self.passthrough
+        encoding = Encoding(self.target, context, self._bias_context(bias), cast)
         terms = self.terms.get(info.name, ())
         in_float32 = any(term.target is None for term in terms)
         if in_float32 and isinstance(quantizer, Passthrough) and quantizer.dtype is None:
@@ -205,9 +212,9 @@ class JobBuilder:
             inputs = self._inputs(quantizer, context)
             if bias is not None:
                 (inputs[BIAS],) = (
-                    one for source in bias.sources.values() for one in bind(self.stores, source, self.adapter)
+                    one for source in bias.info.sources.values() for one in bind(self.stores, source, self.adapter)
                 )
-            given = {name: _spec(one) for name, one in inputs.items()}
+            given = {name: _spec(one) for name, one in inputs.items() if not _is_prepared(quantizer, one)}
             schema = self.inference.run(quantizer, encoding, specs, given, merged=in_float32)
         except Refused as refusal:
             advice = f" (chosen by {rule}); add {{rules}} with method none, or choose another method"
@@ -221,15 +228,15 @@ class JobBuilder:
             OutputTensor(encoding.key(role) if key is None else key, role, spec, nbytes)
             for role, (spec, nbytes) in schema.outputs.items()
         )
-        bias_terms = self.terms.get(bias.name, ()) if bias is not None else ()
+        bias_terms = self.terms.get(bias.info.name, ()) if bias is not None else ()
         export = Export(self.number, quantizer, encoding, schema, tensors, inputs, bias_terms)
         return Job(info, schema.spec, self.model, sources, (export,), terms)
 
-    def _bias_context(self, bias: WeightInfo | None) -> WeightContext | None:
+    def _bias_context(self, bias: Assignment | None) -> WeightContext | None:
         if bias is None:
             return None
-        name = self.adapter.rename(bias.name, self.key_format)
-        return WeightContext(bias, name, None, UNQUANTIZED, self.model)
+        name = self.adapter.rename(bias.info.name, self.key_format)
+        return WeightContext(bias.info, name, None, UNQUANTIZED, self.model)
 
     def _inputs(self, quantizer: Quantizer, context: WeightContext) -> dict[str, BoundTensor | Tensor]:
         found: dict[str, BoundTensor | Tensor] = {}
@@ -244,6 +251,11 @@ class JobBuilder:
             else:
                 found[name] = given
         return found
+
+
+def bias_name(info: WeightInfo) -> str:
+    """Of the same layer's bias, whether there is one or not."""
+    return info.bias if info.bias is not None else f"{info.name.removesuffix('.weight')}.bias"
 
 
 def bind(
@@ -271,6 +283,12 @@ def joined_spec(several: Sequence[BoundTensor]) -> SourceSpec:
     return SourceSpec(first.spec.rows(sum(bound.spec.shape[0] for bound in several)), True)
 
 
+def source_spec(info: WeightInfo, stores: Stores, adapter: ModelAdapter) -> TensorSpec:
+    """Of what a weight is read from; assembling usually keeps its shape."""
+    sources = {role: bind(stores, source, adapter) for role, source in info.sources.items()}
+    return joined_spec(sources.get("weight") or next(iter(sources.values()))).spec
+
+
 def merged(several: Iterable[Sequence[Job]]) -> tuple[Job, ...]:
     """The jobs of all outputs, those of the same weight as one: its sources are read once."""
     found: dict[object, Job] = {}
@@ -280,6 +298,11 @@ def merged(several: Iterable[Sequence[Job]]) -> tuple[Job, ...]:
             one = found.get(case)
             found[case] = job if one is None else replace(one, exports=(*one.exports, *job.exports))
     return tuple(found.values())
+
+
+def _is_prepared(quantizer: Quantizer, given: BoundTensor | Tensor) -> bool:
+    whole = isinstance(given, BoundTensor) and not given.ref.by_rows
+    return whole and type(quantizer).prepare is not Quantizer.prepare
 
 
 def _spec(given: BoundTensor | Tensor) -> SourceSpec:

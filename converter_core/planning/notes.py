@@ -28,6 +28,12 @@ def unmatched_names(assignments: Iterable[Assignment]) -> Iterable[str]:
         yield from quantizer.check_names(names)
 
 
+def without_bias(names: Sequence[str]) -> Iterable[str]:
+    """Of weights whose quantizer would change the bias of their layer."""
+    if names:
+        yield f"{len(names)} weights have no bias that could take up their error, e.g. {names[0]}; they are left alone"
+
+
 def started_anew(output: str, state: OutputState) -> Iterable[str]:
     if state.changed:
         some = ", ".join(state.changed[:3]) + (" ..." if len(state.changed) > 3 else "")

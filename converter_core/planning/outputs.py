@@ -28,9 +28,11 @@ from ..plugins.registry import Registry, options_of
 from ..recipe.load import Recipe, make_plugin
 from . import file_layout, notes, provenance, validate
 from .assignment import Assignment, Assignments, assign, quantizer_of
-from .jobs import Job, JobBuilder
+from .fallbacks import with_fallbacks
+from .jobs import Job, JobBuilder, source_spec
 from .loras import NO_LORAS, Loras
 from .passthrough import Passthrough
+from .plain_dtypes import with_plain_dtypes
 from .plan import OutputPlan, groups_of
 from .shape_inference import ShapeInference
 from .stores import Stores
@@ -44,7 +46,7 @@ class SourcePlan:
     """What all outputs of a plan share: the source, as its model adapter sees it.
 
     tensors: with quantized weights in their own shapes. infos: every weight. quantized: weights that are quantized
-    already, if there are any. loras: what is merged into them.
+    already, if there are any. device: the name of the one it is computed on. loras: what is merged into them.
     """
 
     registry: Registry
@@ -55,6 +57,7 @@ class SourcePlan:
     infos: Sequence[WeightInfo]
     quantized: Quantized | None
     inference: ShapeInference
+    device: str
     loras: Loras = NO_LORAS
 
 
@@ -91,11 +94,18 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     clashes = list(validate.names(source.infos, renamed, source.adapter.name))
     if clashes:
         raise PluginError(*clashes)
+
+    def spec_of(info: WeightInfo) -> TensorSpec:
+        return source_spec(info, source.stores, source.adapter)
+
+    told: list[str] = []
     if source.quantized is not None:
         unassigned = tuple(Assignment(info, passthrough, Passthrough.name) for info in source.infos)
         found = Assignments(unassigned, (), ())
     else:
-        found = assign(recipe, registry, source.adapter, source.infos, target, passthrough, main)
+        asked = assign(recipe, registry, source.adapter, source.infos, target, passthrough, main)
+        found, told = with_fallbacks(asked, spec_of)
+    found = with_plain_dtypes(found, target, source.model, renamed.__getitem__, spec_of)
     name = recipe.output.name or target.file_name or source.adapter.output_name(section.method)
     container = file_layout.container_of(target, registry)
     layout = _layout(recipe, registry)
@@ -105,6 +115,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
             f"{recipe.where('output.name')}: target {target.name} looks for {target.file_name} and not for {name}; "
             "leave output.name out"
         )
+    made.notes += told
     refused = list(_transcode_problems(recipe, target, source, made.notes))
     made.problems += refused
     made.problems += _quantized_without_scales(found.all, source)
@@ -126,6 +137,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     quantized = {name: one for name, one in stored.items() if one is not None}
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
+    made.notes += notes.without_bias(builder.without_bias)
     made.problems += builder.problems
     if not made.problems:
         made.problems += target.refuse(source.model, made.weights)
@@ -157,7 +169,7 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
             f"makes {len(files)}; leave the layout out, or choose one that makes a single file"
         )
     quantizers = {assignment.quantizer for assignment in made.assignments.all}
-    inputs = sorted({*_input_files(quantizers), *source.adapter.input_files()})
+    inputs = sorted({*_input_files(quantizers, recipe.source.calibration), *source.adapter.input_files()})
     loras = source.loras.metadata()
     metadata = {**container.metadata, **_metadata(made, source, inputs), **loras, **extras.metadata}
     layouts = _placed(made, files, metadata)
@@ -247,8 +259,11 @@ def _added(key: str, spec: TensorSpec) -> PlannedWeight:
     return PlannedWeight(WeightInfo(key, {}, "extra"), key, spec, UNQUANTIZED, (OutputTensor(key, "weight", spec),))
 
 
-def _input_files(quantizers: Iterable[Quantizer]) -> list[str]:
-    return sorted({path for one in quantizers for path in (*one.input_files(), *one.stores().values())})
+def _input_files(quantizers: Iterable[Quantizer], calibration: str | None) -> list[str]:
+    """Of what the quantizers are given beside the weights."""
+    at_work = [one for one in quantizers if one.name != Passthrough.name]
+    own = {path for one in at_work for path in (*one.input_files(), *one.stores().values())}
+    return sorted(own | {calibration}) if calibration is not None and at_work else sorted(own)
 
 
 def _metadata(made: Draft, source: SourcePlan, inputs: Sequence[str]) -> dict[str, Any]:
@@ -341,7 +356,11 @@ def _config(target: Target, source: SourcePlan, weights: Sequence[PlannedWeight]
 
 
 def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantizer]) -> dict[str, str]:
-    """Of the plugins this output uses, and of the core: a new version may write other bytes."""
+    """Of the plugins this output uses, and of the core: a new version may write other bytes.
+
+    And of torch, with the device, where those decide some of them.
+    """
+    quantizers = list(quantizers)
     registry = source.registry
     numerics = made.recipe.source.lora_numerics
     origins = [
@@ -353,4 +372,6 @@ def _distributions(made: Draft, source: SourcePlan, quantizers: Iterable[Quantiz
         *(registry.quantizers.origins[q.name] for q in quantizers if q.name in registry.quantizers.origins),
     ]
     found = {origin.distribution: origin.version for origin in origins if origin.distribution}
+    if not all(one.same_everywhere for one in quantizers):
+        found["torch"] = f"{version('torch')} on {source.device}"
     return dict(sorted({**found, DISTRIBUTION: version(DISTRIBUTION)}.items()))

@@ -133,7 +133,9 @@ class OutputPlan:
     def status(self) -> str:
         if self.state.done:
             return "done"
-        return "resume" if self.state.resumes or self.state.finished is not None else "new"
+        if self.state.finished is not None:
+            return "check"
+        return "resume" if self.state.resumes else "new"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""

@@ -11,11 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..api.contexts import ModelFacts, SourceTensors
 from ..api.models import ModelAdapter
-from ..api.tensors import raw, typed
 from ..checkpoint.files import Checkpoint, open_checkpoint
 from ..checkpoint.inventory import inventory, skipped_tensors
 from ..checkpoint.recognition import open_source, recognisers
@@ -35,7 +32,7 @@ from .plan import OutputPlan, Plan
 from .prequantized import unread_scales
 from .resources import Resources
 from .shape_inference import ShapeInference
-from .stores import Stores
+from .stores import Stores, read_whole
 
 
 def make_plan(
@@ -57,7 +54,7 @@ def make_plan(
     adapters = adapters_of(asked, registry)
     skipped: list[str] = []
     checkpoint = open_source(Path(asked.source.path), adapters, skipped, format=asked.source.format, registry=registry)
-    stores = Stores(checkpoint, partial(open_checkpoint, registry=registry))
+    stores = Stores(checkpoint, partial(open_checkpoint, registry=registry), asked.source.calibration)
     try:
         with attribution.attribute_errors(registry):
             return _plan(asked, registry, found, stores, adapters, skipped)
@@ -106,7 +103,8 @@ def _plan(
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
     loras = plan_loras(recipe, adapter, infos, stores, quantized, registry)
     problems += loras.problems
-    source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, ShapeInference(adapter), loras)
+    inference = ShapeInference(adapter)
+    source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, inference, found.name, loras)
     for one in recipes:
         files = (Path(file.path) for file in stores.base.files)
         problems += output_folder.check_apart(Path(one.output.path), stores.base.path, files)
@@ -152,15 +150,8 @@ def source_tensors(
     stores: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> SourceTensors:
     """The tensors of a checkpoint as plugins see them, with its metadata and its config."""
-
-    def read(key: str) -> torch.Tensor:
-        spec = checkpoint.tensors[key]
-        buffer = torch.empty(spec.nbytes, dtype=torch.uint8)
-        checkpoint.read(key, 0, raw(buffer))
-        return typed(buffer, spec)
-
     found = checkpoint.tensors if tensors is None else tensors
-    return SourceTensors(found, checkpoint.metadata, _config(checkpoint.root), stores, read)
+    return SourceTensors(found, checkpoint.metadata, _config(checkpoint.root), stores, partial(read_whole, checkpoint))
 
 
 def _config(root: Path) -> Mapping[str, Any]:

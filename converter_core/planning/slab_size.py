@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .jobs import BoundTensor, Job
+from .jobs import BoundTensor, Export, Job
 from .shape_inference import common_row_block
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def cut(job: Job, slab_bytes: int, budget: int) -> Cut:
     row_source = -(-(job.source_nbytes + _input_bytes(job, by_rows=True) + _term_bytes(job, by_rows=True)) // tall)
     row_working = job.spec.numel // tall * (WORKING_BYTES + (MERGING_BYTES if job.terms else 0))
     row_output = -(-sum(export.nbytes for export in job.exports) // tall)
-    held = _input_bytes(job, by_rows=False) + _term_bytes(job, by_rows=False)
+    held = _input_bytes(job, by_rows=False) + _term_bytes(job, by_rows=False) + sum(map(_prepared_bytes, job.exports))
 
     def nbytes(slab: int, span: int) -> int:
         return held + span * (row_source + row_working) + 2 * slab * row_output
@@ -57,6 +57,11 @@ def cut(job: Job, slab_bytes: int, budget: int) -> Cut:
     slab = min(slab, -(-rows // block) * block)
     span = min(span, slab)
     return Cut(slab, span, nbytes(slab, span))
+
+
+def _prepared_bytes(export: Export) -> int:
+    specs = {name: given.spec for name, given in export.inputs.items() if isinstance(given, BoundTensor)}
+    return export.quantizer.prepared_bytes(specs)
 
 
 def _input_bytes(job: Job, by_rows: bool) -> int:

@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
+import torch
+from torch import Tensor
+
+from ..api.calibration import CALIBRATION
+from ..api.contexts import SourceTensors
 from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
+from ..api.tensors import raw, typed
 from ..api.values import BASE, TensorSpec
 from ..checkpoint.files import Checkpoint
 from ..errors import PlanError, PluginError, unknown
 
 
+def read_whole(checkpoint: Checkpoint, key: str) -> Tensor:
+    """A tensor on the host."""
+    spec = checkpoint.tensors[key]
+    buffer = torch.empty(spec.nbytes, dtype=torch.uint8)
+    checkpoint.read(key, 0, raw(buffer))
+    return typed(buffer, spec)
+
+
 class Stores:
     """``base``, and every other file once, however many plugins name it. Only headers are read until ``read``."""
 
-    def __init__(self, base: Checkpoint, open_file: Callable[[str], Checkpoint]) -> None:
+    def __init__(
+        self, base: Checkpoint, open_file: Callable[[str], Checkpoint], calibration: str | None = None
+    ) -> None:
+        """calibration: path of the file of ``source.calibration``, which every quantizer may refer to."""
         self.base = base
+        self._shared = {} if calibration is None else {CALIBRATION: calibration}
         self._open = open_file
         self._files: dict[str, Checkpoint] = {"": base}
+        self._seen: dict[str, SourceTensors] = {}
         self._closed = False
 
-    def of(self, owner: ModelAdapter | Quantizer) -> dict[str, Mapping[str, TensorSpec]]:
+    def of(self, owner: ModelAdapter | Quantizer) -> dict[str, SourceTensors]:
         """The tensors of each store that a plugin names."""
-        return {name: self._file(path).tensors for name, path in owner.stores().items()}
+        return {name: self._described(path) for name, path in self._paths(owner).items()}
 
     def path(self, owner: ModelAdapter | Quantizer, store: str) -> str:
         """Empty for the checkpoint itself."""
         if store == BASE:
             return ""
-        known = owner.stores()
+        known = self._paths(owner)
         if store not in known:
             raise PluginError(f"{owner.name} refers to {unknown('store', store, (BASE, *known))}")
         return known[store]
@@ -61,6 +81,16 @@ class Stores:
         self._closed = True
         for file in self._files.values():
             file.close()
+
+    def _paths(self, owner: ModelAdapter | Quantizer) -> dict[str, str]:
+        shared = self._shared if isinstance(owner, Quantizer) else {}
+        return {**shared, **owner.stores()}
+
+    def _described(self, path: str) -> SourceTensors:
+        if path not in self._seen:
+            file = self._file(path)
+            self._seen[path] = SourceTensors(file.tensors, file.metadata, read=partial(read_whole, file))
+        return self._seen[path]
 
     def _file(self, path: str) -> Checkpoint:
         if path not in self._files:

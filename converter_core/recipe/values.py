@@ -45,6 +45,7 @@ class SourceSection:
     type: the model adapter's name. components: of a folder with several models, by name; empty: the main ones.
     format: the container of the files.
     options: the model adapter's own dataclass fields; they need ``type``.
+    calibration: a file of activation statistics, for the schemes whose options ask for it.
     loras: merged in this order. lora_numerics: ``exact``, or a target whose runtime's own tool is followed.
     on_unmatched: what a LoRA's key that matches no weight is.
     """
@@ -54,6 +55,7 @@ class SourceSection:
     components: tuple[str, ...] = ()
     format: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    calibration: str | None = field(default=None, metadata={"read": folder})
     loras: tuple[LoraSection, ...] = ()
     lora_numerics: str = "exact"
     on_unmatched: Literal["error", "warn"] = "error"

@@ -151,6 +151,8 @@ def _facts(weight: WeightReport) -> list[str]:
     if weight.relative_error is not None:
         limit = f", limit {weight.limit:.4f}" if weight.limit is not None else ""
         told.append(f"relative error {weight.relative_error:.4f}{limit}")
+        if weight.output_error is not None:
+            told.append(f"error of the outputs {weight.output_error:.4f}")
         told.append("SQNR unknown" if weight.sqnr_db is None else f"SQNR {weight.sqnr_db:.2f} dB")
     else:
         told.append("not quantized")

@@ -43,6 +43,7 @@ COLUMNS: Sequence[Column] = (
         bar=True,
         first=True,
     ),
+    Column("output error", "Frobenius norm of the layer's outputs' error over theirs, for held-out tokens"),
     Column("limit", "Relative error that the steps of the format allow"),
     Column("SQNR, dB", "Signal to quantization noise; 6 dB are one bit"),
     Column("1 − cosine", "Between the weight and its source"),
@@ -89,6 +90,7 @@ def _cells(weight: WeightReport) -> Iterable[Cell]:
     yield Cell(weight.format, weight.format)
     yield Cell(math.prod(weight.shape), " × ".join(map(str, weight.shape)))
     yield number_cell(weight.relative_error, ".5f")
+    yield number_cell(weight.output_error, ".5f")
     yield number_cell(weight.limit, ".5f")
     yield number_cell(weight.sqnr_db, ".2f", infinite="exact")
     yield number_cell(None if weight.cosine is None else 1 - weight.cosine, ".2e")

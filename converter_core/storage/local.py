@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from ..errors import CheckpointError, shown
+from ..trusted import open_regular
 
 
 class LocalFile:
@@ -19,9 +19,7 @@ class LocalFile:
         self.name = os.fspath(path)
         self.path: str | None = self.name
         try:
-            if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would wait for a writer
-                raise CheckpointError(f"{shown(self.name)}: is not a file")
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (held until close)
+            self._file = os.fdopen(open_regular(path), "rb", buffering=0)  # held until close
         except OSError as error:
             raise CheckpointError(f"{shown(self.name)}: cannot be opened: {error.strerror}") from None
         self._stat = os.fstat(self._file.fileno())

@@ -14,6 +14,7 @@ from ..errors import Refused
 from .decode import Decoded, Slicer, Slices, decode, read_slab
 from .error_stats import ErrorStats
 from .files import Reading
+from .held_out import HeldOut, OutputError
 from .opened import Weight
 from .result import WeightReport
 from .source import Source, copied_equals
@@ -33,11 +34,19 @@ class Wrong(Exception):
 class Measure:
     """Reads weights slab by slab, within a budget. Any number of threads at a time."""
 
-    def __init__(self, target: Target, source: Source | None, budget: Budget, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        source: Source | None,
+        budget: Budget,
+        advance: Callable[[int], None],
+        held_out: HeldOut | None = None,
+    ) -> None:
         self._target = target
         self._source = source
         self._budget = budget
         self._advance = advance
+        self._held_out = held_out
         self._slicer = Slicer(target)
 
     def finite(
@@ -70,6 +79,8 @@ class Measure:
         slices = self._slicer.slices(quantizer, spec, specs)
         report = replace(report, shape=slices.shape)
         stats = ErrorStats()
+        tokens = self._held_out.tokens(info, spec) if self._held_out is not None else None
+        outputs = OutputError(tokens) if tokens is not None else None
         for start, stop in slices.runs():
             with self._budget.take(_working_bytes(slices, start, stop)):
                 decoded = self._decoded(weight, quantizer, specs, slices, spec, reading, start, stop)
@@ -78,7 +89,10 @@ class Measure:
                     shapes = f"{list(decoded.weight.shape)}, its source is {list(rows.shape)}"
                     raise Wrong(f"decodes to {shapes}", report)
                 stats.add(start, rows, decoded.weight, quantizer.quantization_step(decoded.parts))
+                if outputs is not None:
+                    outputs.add(rows, decoded.weight)
                 self._advance(self._source.nbytes(info) * (stop - start) // max(slices.rows, 1))
+        report = replace(report, output_error=outputs.relative if outputs is not None else None)
         return _judged(_with_errors(report, stats), stats)
 
     def same_parts(self, weight: Weight, specs: dict[str, TensorSpec], reading: Reading) -> str:

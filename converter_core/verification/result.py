@@ -40,6 +40,7 @@ class WeightReport:
 
     relative_error: Frobenius(error) / Frobenius(source). sqnr_db: signal to quantization noise, infinite for none.
     limit: the relative error that the scheme's quantization steps allow; None: the quantizer has no quantization_step.
+    output_error: Frobenius(error of the layer's outputs) / Frobenius(outputs), for held-out tokens.
     bytes_before: None where neither the source nor a manifest tells.
     """
 
@@ -55,6 +56,7 @@ class WeightReport:
     cosine: float | None = None
     worst: Worst | None = None
     limit: float | None = None
+    output_error: float | None = None
     ok: bool = True
 
 

@@ -13,10 +13,13 @@ from ..api.formats import UNQUANTIZED
 from ..engine.memory import Budget
 from ..engine.worker_pool import Progress, WorkerPool
 from ..errors import ConverterError
+from ..planning.encoding import BIAS
+from ..planning.jobs import bias_name
 from ..planning.resources import DEFAULT_MEMORY, MOST_WORKERS
 from ..plugins.attribution import describe
 from ..recipe.check import cores
 from .files import Reading
+from .held_out import HeldOut
 from .measure import Measure, Wrong
 from .opened import OpenedOutput, Weight
 from .result import Copied, Structure, Verification, WeightReport
@@ -27,7 +30,11 @@ class Run:
     """Workers take weights one by one; each is read slab by slab."""
 
     def __init__(
-        self, opened: OpenedOutput, source: Source | None, progress: Callable[[Progress], None] | None
+        self,
+        opened: OpenedOutput,
+        source: Source | None,
+        progress: Callable[[Progress], None] | None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.opened = opened
         self.output = opened.output
@@ -37,7 +44,7 @@ class Run:
         self.specs = self.output.tensors
         self.budget = Budget(DEFAULT_MEMORY)
         self.pool: WorkerPool[Weight] = WorkerPool(0, progress)
-        self.measure = Measure(opened.target, source, self.budget, self.pool.advance)
+        self.measure = Measure(opened.target, source, self.budget, self.pool.advance, held_out)
         self.weights: dict[str, WeightReport] = {}
         self.copied: dict[str, bool] = {}
         self.checked: set[str] = set()
@@ -220,6 +227,8 @@ class Run:
 
     def _measured(self, report: WeightReport, weight: Weight, reading: Reading) -> WeightReport:
         info = self.infos.get(weight.name)
+        own = {role: key for role, key in weight.stored.keys.items() if role != BIAS}
+        weight = replace(weight, stored=replace(weight.stored, keys=own))
         specs = {role: self.specs[key] for role, key in weight.stored.keys.items()}
         if self.source is not None and self.source.quantized is not None:
             reason = self.measure.same_parts(weight, specs, reading)
@@ -235,6 +244,10 @@ class Run:
             return self.measure.finite(report, weight, quantizer, specs, reading)
         return self.measure.against_source(report, weight, quantizer, specs, reading, info)
 
+    def _has_bias(self, weight: Weight) -> bool:
+        """Whether the layer's bias was made together with its weight."""
+        return BIAS in weight.stored.keys and weight.name in self.infos
+
     def _account_for_source(self) -> None:
         if self.unnamed:
             self.output.problem(
@@ -243,7 +256,9 @@ class Run:
                 f"{self.unnamed[0]}; without it they cannot be compared",
             )
             return
-        for name in sorted(set(self.infos) - {weight.name for weight in self.opened.weights}):
+        there = {weight.name for weight in self.opened.weights}
+        there |= {bias_name(self.infos[one.name]) for one in self.opened.weights if self._has_bias(one)}
+        for name in sorted(set(self.infos) - there):
             self.output.problem("", "is in the source and not in the output", name)
 
 

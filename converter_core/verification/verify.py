@@ -11,12 +11,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..engine.worker_pool import Progress
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, VerificationError, shown
 from ..plugins.attribution import attribute_errors
 from ..plugins.registry import Registry, load_plugins
 from .beside import look_beside
 from .expected import Expected, find_manifest, read_manifest
 from .files import Output
+from .held_out import HeldOut
 from .opened import OpenedOutput
 from .result import Copied, Problem, Structure, Verification, WeightReport, Worst
 from .runner import Run
@@ -29,6 +30,7 @@ def verify(
     output: str | os.PathLike[str],
     against: str | os.PathLike[str] | None = None,
     *,
+    calibration: str | os.PathLike[str] | None = None,
     registry: Registry | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Verification:
@@ -39,7 +41,9 @@ def verify(
 
     output: a folder, one of its files, or a manifest. Every file, name, dtype, shape and checksum is compared with the
     manifest, and every quantized weight is read as the runtime reads it. against: the checkpoint it was made of; then
-    each weight's error is measured, and what was copied must equal its source. progress: called from this thread.
+    each weight's error is measured, and what was copied must equal its source. calibration: a file of activation
+    statistics; then the error of each layer's outputs is measured as well, for its held-out tokens. progress: called
+    from this thread.
     Raises VerificationError if it is not clear what to check; what is found to be wrong is in the report.
     """
     started = time.monotonic()
@@ -61,7 +65,12 @@ def verify(
         stack.enter_context(attribute_errors(registry))
         opened = OpenedOutput(files, expected, registry)
         source = opened.open_source(against, stack) if against is not None else None
-        found = Run(opened, source, progress).run()
+        held_out = None
+        if calibration is not None:
+            if source is None:
+                raise VerificationError("calibration measures outputs against those of the source; give against too")
+            held_out = HeldOut(Path(calibration), source.adapter, registry, stack)
+        found = Run(opened, source, progress, held_out).run()
     return replace(
         found,
         output=empty.output,

@@ -183,6 +183,8 @@ def test_plugins_lists_all_with_their_options(capsys):
         "symmetric": True,
         "numerics": "exact",
         "scale_rule": "absmax",
+        "bias_correction": False,
+        "rounding": "nearest",
     }
     assert run(["plugins"]) == 0
     out = capsys.readouterr().out
@@ -203,7 +205,9 @@ def test_what_a_plugin_says_of_itself():
     assert summary(Int8).startswith("8-bit integers")
     assert {option["name"]: option["type"] for option in options(Nvfp4)} == {
         "numerics": "exact or lightx2v",
-        "scale_rule": "mse, absmax or four_over_six",
+        "scale_rule": "mse, absmax, four_over_six or weighted",
+        "bias_correction": "true or false",
+        "rounding": "nearest or gptq",
         "activation_absmax": "text",
     }
     assert all(option["description"] for cls in (Int8, Nvfp4) for option in options(cls))

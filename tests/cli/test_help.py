@@ -42,7 +42,7 @@ def test_version(capsys):
 def test_without_arguments_the_help_is_shown(capsys):
     assert run([]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("convert", "plan", "inspect", "verify", "init", "demo", "plugins"))
+    assert all(name in out for name in ("convert", "plan", "inspect", "verify", "calibrate", "init", "demo", "plugins"))
 
 
 def test_python_dash_m():

@@ -127,10 +127,16 @@ def test_many_broken_files_in_one_message(tmp_path):
     assert [f"{number}.safetensors" in said for number in range(3)] == [True] * 3
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+@pytest.mark.parametrize(("make", "said"), [(os.mkfifo, "is not a regular file"), (os.mkdir, "Is a directory")])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make, said):
     make(tmp_path / "x.safetensors")
-    assert "x.safetensors: is not a file" in refusal(tmp_path)
+    assert f"x.safetensors: cannot be opened: {said}" in refusal(tmp_path)
+
+
+def test_a_checkpoint_of_more_tensors_than_any_model_has(tmp_path, monkeypatch):
+    monkeypatch.setattr("converter_core.checkpoint.files.MOST_TENSORS", 1)
+    file_of(tmp_path / "x.safetensors", {"a": entry("U8", [2], [0, 2]), "b": entry("U8", [2], [2, 4])}, b"abcd")
+    assert "has 2 tensors; at most 1 are read" in refusal(tmp_path)
 
 
 def test_a_link_to_nowhere_and_one_to_itself(tmp_path):

@@ -19,6 +19,7 @@ ORDER = [
     "errors",
     "sizes",
     "trusted",
+    "folder",
     "native",
     "api",
     "plugins",
@@ -30,6 +31,7 @@ ORDER = [
     "output",
     "planning",
     "engine",
+    "calibration",
     "inspection",
     "verification",
     "report",
@@ -39,8 +41,8 @@ ORDER = [
 ]
 """From the ground up: a package imports itself and what stands before it."""
 
-COMMON_WORDS = {"plain", "cpu", "any"}
-"""Names of plugins that are also ordinary words, or torch's name for the host."""
+COMMON_WORDS = {"plain", "cpu", "any", "diffusers"}
+"""Names of plugins that are also ordinary words, torch's name for the host, or the library that runs pipelines."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -19,11 +19,11 @@ from converter_core.engine import convert as conversion
 from converter_core.engine.convert import convert
 from converter_core.engine.worker_pool import Progress
 from converter_core.errors import ConversionError, ConverterError, PlanError
+from converter_core.folder import Folder
 from converter_core.output import journal
 from converter_core.output.unfinished import FILES
 from converter_core.planning import outputs as planning
 from converter_core.planning.planner import make_plan
-from converter_core.trusted import Folder
 
 DRIVER = Path(__file__).with_name("crash_driver.py")
 

@@ -23,10 +23,11 @@ import atheris
 with atheris.instrument_imports(include=["converter_core", "converter_plugins", "json", "zipfile", "pickle"]):
     from converter_core.api import TensorSpec, WeightContext, WeightInfo
     from converter_core.errors import CheckpointError, ConverterError
+    from converter_core.folder import Folder
     from converter_core.output import journal as journals
     from converter_core.output import manifest as manifests
     from converter_core.output.journal import Begun, Journal
-    from converter_core.trusted import Folder, is_inside
+    from converter_core.trusted import is_inside
     from converter_core.verification.expected import files_listed, read_manifest
     from converter_plugins.containers.torch_zip import TorchZip
     from converter_plugins.quantizers.nvfp4 import Nvfp4

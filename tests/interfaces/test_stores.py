@@ -267,7 +267,10 @@ class BiasAware(Quantizer):
 
     name: ClassVar[str] = "bias_aware"
     row_block: ClassVar[int | None] = 1
-    wants_bias: ClassVar[bool] = True
+
+    @property
+    def wants_bias(self) -> bool:
+        return True
 
     def quantize(self, weight: Tensor, /, bias: Tensor | None = None) -> Parts:
         scale = weight.float().abs().amax(1, keepdim=True).clamp_(min=1e-9) / torch.full((1, 1), 127.0).to(
@@ -290,3 +293,6 @@ def test_a_bias_is_changed_together_with_its_weight(load: Any, recipe: Any, sour
     expected = (before.float() + written["layers.0.up.weight_scale"].flatten()).to(torch.bfloat16)
     assert torch.equal(written["layers.0.up.bias"], expected)
     assert set(load_file(source / "model.safetensors")) <= set(written)
+    for against in (None, source):
+        report = converter_core.verify(tmp_path / "out", against, registry=registry)
+        assert report.ok, report.problems

@@ -14,10 +14,10 @@ import pytest
 
 from converter_core import ConverterError, Registry, convert, make_plan, verify
 from converter_core.errors import PlanError
+from converter_core.folder import Folder
 from converter_core.output.journal import Journal
 from converter_core.output.manifest import dump, load_manifest
 from converter_core.output.unfinished import FILES
-from converter_core.trusted import Folder
 
 from .conftest import Asking
 
@@ -78,7 +78,7 @@ def test_a_flipped_bit_is_named_and_its_file_made_again_alone(
     data[-3] ^= 4
     harmed.write_bytes(data)
     with make_plan(ask("int8"), plugins) as plan:
-        assert plan.outputs[0].status == "resume"
+        assert plan.outputs[0].status == "check"
         assert any("block_1.safetensors may have changed" in warning for warning in plan.warnings)
     result = convert(ask("int8"), registry=plugins)
     assert result.status == "done"
@@ -280,3 +280,18 @@ def test_a_source_that_only_looks_the_same_starts_anew(
     assert {name: data for name, data in contents(tmp_path / "out").items() if name.endswith(".safetensors")} == {
         name: data for name, data in contents(expected).items() if name.endswith(".safetensors")
     }
+
+
+def test_a_folder_is_never_replaced(ask: Asking, plugins: Registry, out: Path, finished: dict[str, bytes]) -> None:
+    """Whatever a manifest says: one that claims a folder of the user's own, and a folder under a planned name."""
+    (out / "mine").mkdir()
+    (out / "mine" / "file").write_text("mine")
+    manifest = out / "tiny.manifest.json"
+    content = load_manifest(manifest)
+    content["files"]["mine"] = {"size": 1}
+    manifest.write_bytes(dump({key: content[key] for key in content if key not in ("kind", "version", "crc32")}))
+    assert convert(ask("fp8", layout="single_file", overwrite=True), registry=plugins).status == "done"
+    assert (out / "mine" / "file").read_text() == "mine"
+    (out / "block_1.safetensors").mkdir()
+    with pytest.raises(PlanError, match="it is a folder"):
+        convert(ask("fp8", overwrite=True), registry=plugins)

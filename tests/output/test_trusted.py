@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from converter_core import trusted
+from converter_core import folder as folders
+from converter_core.errors import CheckpointError
+from converter_core.folder import Folder
 from converter_core.output.fingerprint import Fingerprint
 from converter_core.output.journal import NAME, Begun, Journal, read
-from converter_core.trusted import Folder, is_inside, open_regular, read_file
+from converter_core.trusted import is_inside, open_regular, read_file
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def test_names_inside(name: str) -> None:
 @pytest.fixture(params=["by descriptors", "by paths"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
     """In two ways: the second is that of systems without names relative to a folder."""
-    monkeypatch.setattr(trusted, "_RELATIVE", request.param == "by descriptors")
+    monkeypatch.setattr(folders, "_RELATIVE", request.param == "by descriptors")
     (tmp_path / "in").mkdir()
     (tmp_path / "out" / "deep").mkdir(parents=True)
     (tmp_path / "out" / "victim").write_text("precious")
@@ -111,3 +115,27 @@ def test_a_torn_line_of_a_journal_swallows_no_other(folder: Folder) -> None:
     begun = read(folder)
     assert begun is not None
     assert begun.done == {"whole": {"whole": 2}}
+
+
+@pytest.mark.parametrize("names", [["../victim"], ["/etc/passwd"], ["a", 1], "a", {"a": 1}])
+@pytest.mark.parametrize("what", ["replaces", "orphans", "publishes"])
+def test_a_journal_that_names_files_outside_is_refused_whole(folder: Folder, names: object, what: str) -> None:
+    head = {"fingerprint": "print", "made_of": {}}
+    later = {"publishes": names if what == "publishes" else [], "replaces": names if what == "replaces" else []}
+    for lines in ([head | {what: names}], [head, later] if what != "orphans" else [head | {what: names}]):
+        (folder.path / NAME).write_text("\n".join(map(json.dumps, lines)))
+        with pytest.raises(CheckpointError, match="names files outside of the output"):
+            read(folder)
+
+
+def test_a_file_system_that_cannot_sync_folders(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(fd: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    number = errno.EINVAL
+    folder.make("a").close()
+    if folders._RELATIVE:
+        number = errno.EIO
+        with pytest.raises(OSError, match="Input/output error"):
+            folder.sync()

@@ -37,6 +37,8 @@ from converter_plugins.quantizers.gguf_blocks import Q4_0, Q4_1, Q5_0, Q5_1, Q8_
 from converter_plugins.quantizers.gguf_k import Q2_K, Q4_K, Q6_K
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
+from converter_plugins.quantizers.mxfp6 import Mxfp6
+from converter_plugins.quantizers.mxfp8 import Mxfp8
 from converter_plugins.quantizers.nvfp4 import Nvfp4
 from converter_plugins.targets.comfyui import ComfyUI
 from converter_plugins.targets.compressed_tensors import CompressedTensors
@@ -75,6 +77,14 @@ class TestMxfp4(QuantizerConformance):
     quantizer = Mxfp4()
 
 
+class TestMxfp6(QuantizerConformance):
+    quantizer = Mxfp6()
+
+
+class TestMxfp8(QuantizerConformance):
+    quantizer = Mxfp8()
+
+
 class TestNvfp4(QuantizerConformance):
     quantizer = Nvfp4()
 
@@ -108,7 +118,8 @@ class TestQ2_K(QuantizerConformance):
 
 class TestLightX2V(TargetConformance):
     target = LightX2V()
-    quantizers = (Int8(), Fp8(), Fp8(per_channel=False), Mxfp4(), Nvfp4())
+    quantizers = (Int8(), Fp8(), Fp8(per_channel=False), Mxfp4(), Mxfp6(), Mxfp8(), Nvfp4())
+    shapes = ((7, 128), (1, 128), (130, 256))
     refused = (Int8(symmetric=False), Int8(scale_dtype="float32"))
 
 
@@ -120,8 +131,9 @@ class TestComfyUI(TargetConformance):
         Int8(per_channel=False),
         Fp8(per_channel=False, scale_dtype="float32"),
         Nvfp4(),
+        Mxfp8(),
     )
-    refused = (Fp8(), Int8(symmetric=False), Mxfp4())
+    refused = (Fp8(), Int8(symmetric=False), Mxfp4(), Mxfp6())
 
 
 class TestComfyUIOfOldVersions(TargetConformance):

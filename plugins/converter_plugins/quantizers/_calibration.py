@@ -7,13 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from converter_core.api import Refused, TensorRef, TensorSpec, WeightContext, load_json_object, read_file
+from converter_core.api import (
+    Refused,
+    SourceTensors,
+    TensorRef,
+    WeightContext,
+    load_json_object,
+    read_file,
+    statistics,
+)
+
+from ._statistics import Calibrated
 
 LARGEST = 256 << 20
 """Bytes. A number for each weight of the largest model takes a thousandth of it."""
@@ -21,17 +31,22 @@ LARGEST = 256 << 20
 MAKE_IT = "LightX2V writes calib.pt when it runs the unquantized model with do_mm_calib: true"
 
 
-class Calibrated:
+class ActivationScaled(Calibrated):
     """The part of a quantizer that follows from its option ``activation_absmax``."""
 
     activation_absmax: str | None
 
+    absmax_of_store: ClassVar[bool] = False
+    """Whether the magnitude is taken from source.calibration where the option is left out."""
+
     def inputs(
-        self, context: WeightContext, stores: Mapping[str, Mapping[str, TensorSpec]], /
+        self, context: WeightContext, stores: Mapping[str, SourceTensors], /
     ) -> Mapping[str, TensorRef | Tensor]:
-        if self.activation_absmax is None:
-            return {}
-        return {"input_absmax": activation_absmax(self.activation_absmax, context.info.name)}
+        given = super().inputs(context, stores)
+        if self.activation_absmax is not None:
+            return {**given, "input_absmax": activation_absmax(self.activation_absmax, context.info.name)}
+        absmax = absmax_of(context, stores) if self.absmax_of_store else None
+        return given if absmax is None else {**given, "input_absmax": absmax}
 
     def input_files(self) -> Sequence[str]:
         return () if self.activation_absmax is None else (self.activation_absmax,)
@@ -52,7 +67,19 @@ def activation_absmax(path: str, name: str) -> Tensor:
     table = _table(path)
     if name not in table:
         raise Refused(f"has no activation statistic in {path}; {MAKE_IT}")
-    found = table[name]
+    return _checked(table[name], path)
+
+
+def absmax_of(context: WeightContext, stores: Mapping[str, SourceTensors]) -> Tensor | None:
+    """The same from source.calibration; None if there is no such file, or it does not hold this statistic."""
+    found = statistics(context, stores)
+    if not found or "absmax" not in found:
+        return None
+    ref = found["absmax"]
+    return _checked(stores[ref.store].read(ref.key), "the calibration file")
+
+
+def _checked(found: Any, path: str) -> Tensor:
     try:
         value = torch.as_tensor(found, dtype=torch.float32).cpu().to_dense()
     except (TypeError, ValueError, RuntimeError, OverflowError):

@@ -36,6 +36,14 @@ def scaled(weight: Tensor, per_step: Tensor) -> Tensor:
     return values.view(*per_step.shape, -1).mul_(per_step.unsqueeze(-1))
 
 
+def nearest(values: Tensor, unit: Tensor) -> Tensor:
+    """The nearest E2M1 numbers times ``unit``, float32; 0 where the unit is 0."""
+    steps = (values / unit).clamp_(-6, 6).nan_to_num_(0)
+    size = steps.abs()
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+    return steps.div_(step).round_().mul_(step).mul_(unit)
+
+
 def encode(weight: Tensor, per_step: Tensor) -> Tensor:
     """Codes of weight * per_step, packed [O, I / 2] uint8: even column in the low nibble.
 

@@ -35,10 +35,16 @@ INLINE float inverse(float value) { return value != 0 ? 1 / value : 0; }
 INLINE float candidate(int number) { return (float)number * 0.25f - 0.875f; }
 
 /* Up to 16 groups of `width` columns, one to a lane; lanes without a group hold zeros. */
-INLINE void load(const void *x, int dtype, int groups, int width, float v[][LANES])
+INLINE void load_of(const void *x, int dtype, int groups, int width, float v[][LANES])
 {
     for (int i = 0; i < width; i++)
         EACH v[i][k] = k < groups ? value(x, dtype, (size_t)(k * width + i)) : 0;
+}
+
+/* the only step with a body for each dtype: the search is long to compile */
+INLINE void load(const void *x, int dtype, int groups, int width, float v[][LANES])
+{
+    FOR_DTYPE(dtype, load_of(x, D, groups, width, v))
 }
 
 struct sums { float of_codes[LANES], of_squares[LANES], of_products[LANES]; };

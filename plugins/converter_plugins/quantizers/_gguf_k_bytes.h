@@ -60,11 +60,11 @@ INLINE void put_low_nibbles(uint8_t *out, const uint8_t *codes, int apart)
             *out++ = (uint8_t)((codes[run + i] & 15) | (codes[run + apart + i] & 15) << 4);
 }
 
-INLINE void affine_of(const void *x, int dtype, size_t blocks, int bits, uint8_t *out)
+INLINE void affine_of(const void *x, int dtype, size_t blocks, int width, int bits, uint8_t *out)
 {
-    const int width = bits == 2 ? 16 : 32, groups = BLOCK / width, together = LANES / groups;
-    const float top = (float)((1 << bits) - 1), scale_top = bits == 2 ? 15 : 63;
-    const float unit = bits == 2 ? 0x1p18f : bits == 4 ? 0x1p15f : 0x1p14f;
+    const int groups = BLOCK / width, together = LANES / groups;
+    const float top = (float)((1 << bits) - 1), scale_top = width == 16 ? 15 : 63;
+    const float unit = width == 16 ? 0x1p18f : bits == 4 ? 0x1p15f : 0x1p14f;
     float v[32][LANES], scale[LANES], low[LANES], d[2], dmin[2];
     uint8_t codes[BLOCK];
     for (size_t block = 0; block < blocks; block += (size_t)together) {
@@ -75,7 +75,7 @@ INLINE void affine_of(const void *x, int dtype, size_t blocks, int bits, uint8_t
             const float *s = scale + one * groups, *m = low + one * groups;
             for (int k = 0; k < groups; k++)
                 codes_of(width, v, one * groups + k, d[one] * s[k], dmin[one] * m[k], 0, top, codes + k * width);
-            if (bits == 2) {
+            if (width == 16) {
                 for (int k = 0; k < groups; k++)
                     *out++ = (uint8_t)((int)s[k] | (int)m[k] << 4);
                 put_pairs_of_bits(out, codes, 0);
@@ -84,7 +84,7 @@ INLINE void affine_of(const void *x, int dtype, size_t blocks, int bits, uint8_t
             put_half(out, d[one]);
             put_half(out + 2, dmin[one]);
             out += 4;
-            if (bits == 2)
+            if (width == 16)
                 continue;
             put_scales(out, s, m);
             out += 12;
@@ -127,18 +127,25 @@ INLINE void symmetric_of(const void *x, int dtype, size_t blocks, int bits, uint
     }
 }
 
-LOOP q2_k(const void *x, int dtype, size_t blocks, uint8_t *out) { FOR_DTYPE(dtype, affine_of(x, D, blocks, 2, out)) }
+/* one body for formats whose search differs in numbers only: it is long to compile */
+LOOP affine_16(const void *x, int dtype, size_t blocks, uint8_t *out) { affine_of(x, dtype, blocks, 16, 2, out); }
 
-LOOP q4_k(const void *x, int dtype, size_t blocks, uint8_t *out) { FOR_DTYPE(dtype, affine_of(x, D, blocks, 4, out)) }
-
-LOOP q5_k(const void *x, int dtype, size_t blocks, uint8_t *out) { FOR_DTYPE(dtype, affine_of(x, D, blocks, 5, out)) }
-
-LOOP q3_k(const void *x, int dtype, size_t blocks, uint8_t *out)
+LOOP affine_32(const void *x, int dtype, size_t blocks, int bits, uint8_t *out)
 {
-    FOR_DTYPE(dtype, symmetric_of(x, D, blocks, 3, out))
+    affine_of(x, dtype, blocks, 32, bits, out);
 }
 
-LOOP q6_k(const void *x, int dtype, size_t blocks, uint8_t *out)
+LOOP symmetric_16(const void *x, int dtype, size_t blocks, int bits, uint8_t *out)
 {
-    FOR_DTYPE(dtype, symmetric_of(x, D, blocks, 6, out))
+    symmetric_of(x, dtype, blocks, bits, out);
 }
+
+void q2_k(const void *x, int dtype, size_t blocks, uint8_t *out) { affine_16(x, dtype, blocks, out); }
+
+void q4_k(const void *x, int dtype, size_t blocks, uint8_t *out) { affine_32(x, dtype, blocks, 4, out); }
+
+void q5_k(const void *x, int dtype, size_t blocks, uint8_t *out) { affine_32(x, dtype, blocks, 5, out); }
+
+void q3_k(const void *x, int dtype, size_t blocks, uint8_t *out) { symmetric_16(x, dtype, blocks, 3, out); }
+
+void q6_k(const void *x, int dtype, size_t blocks, uint8_t *out) { symmetric_16(x, dtype, blocks, 6, out); }

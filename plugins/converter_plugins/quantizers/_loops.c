@@ -85,6 +85,57 @@ LOOP e4m3_codes(const void *x, int dtype, size_t rows, size_t columns, const flo
     FOR_DTYPE(dtype, e4m3_codes_of(x, D, rows, columns, scale, out))
 }
 
+INLINE uint32_t e4m3_code(float steps)
+{
+    uint32_t bits = as_bits(lower(steps, 448));
+    uint32_t normal = ((bits + 0x7FFFF + (bits >> 20 & 1)) >> 20) - (120 << 3);
+    uint32_t subnormal = as_bits(lower(steps, 448) + 0x1p14f) - as_bits(0x1p14f);
+    return bits < as_bits(0x1p-6f) ? subnormal : normal;
+}
+
+INLINE void e4m3_codes_of_blocks_of(const void *x, int dtype, size_t blocks, const float *per_step, uint8_t *out)
+{
+    for (size_t block = 0; block < blocks; block++) {
+        const void *p = from(x, dtype, block * 32);
+        for (size_t i = 0; i < 32; i++)
+            out[block * 32 + i] =
+                (uint8_t)(e4m3_code(magnitude(p, dtype, i) * per_step[block]) | sign(p, dtype, i) << 7);
+    }
+}
+
+LOOP e4m3_codes_of_blocks(const void *x, int dtype, size_t blocks, const float *per_step, uint8_t *out)
+{
+    FOR_DTYPE(dtype, e4m3_codes_of_blocks_of(x, D, blocks, per_step, out))
+}
+
+INLINE void e3m2_codes_of(const void *x, int dtype, size_t blocks, const float *per_step, uint8_t *out)
+{
+    for (size_t block = 0; block < blocks; block++) {
+        const void *p = from(x, dtype, block * 32);
+        uint32_t codes[32];
+        for (size_t i = 0; i < 32; i++) {
+            float steps = lower(magnitude(p, dtype, i) * per_step[block], 28);
+            uint32_t bits = as_bits(steps);
+            /* as above: the exponents differ by 127 - 3, and below 2^-2 the step is 2^-4 */
+            uint32_t normal = ((bits + 0xFFFFF + (bits >> 21 & 1)) >> 21) - (124 << 2);
+            uint32_t subnormal = as_bits(steps + 0x1p19f) - as_bits(0x1p19f);
+            codes[i] = (bits < as_bits(0x1p-2f) ? subnormal : normal) | sign(p, dtype, i) << 5;
+        }
+        uint8_t *bytes = out + block * 24;
+        for (size_t i = 0; i < 8; i++) {
+            const uint32_t *four = codes + 4 * i;
+            bytes[3 * i] = (uint8_t)(four[0] | four[1] << 6);
+            bytes[3 * i + 1] = (uint8_t)(four[1] >> 2 | four[2] << 4);
+            bytes[3 * i + 2] = (uint8_t)(four[2] >> 4 | four[3] << 2);
+        }
+    }
+}
+
+LOOP e3m2_codes(const void *x, int dtype, size_t blocks, const float *per_step, uint8_t *out)
+{
+    FOR_DTYPE(dtype, e3m2_codes_of(x, D, blocks, per_step, out))
+}
+
 /* What the codes stand for, times the scale of their row. */
 LOOP e4m3_values(const uint8_t *codes, size_t rows, size_t columns, const float *scale, float *out)
 {
@@ -122,28 +173,33 @@ INLINE float halving_sum(float *terms, size_t count)
     return terms[0];
 }
 
-INLINE void int8_costs_of(const void *x, int dtype, size_t rows, size_t columns, const float *scale, float *terms,
-                          float *out)
+INLINE void int8_costs_of(const void *x, int dtype, size_t rows, size_t columns, const float *scale,
+                          const float *shares, float *terms, float *out)
 {
     for (size_t row = 0; row < rows; row++) {
         const void *p = from(x, dtype, row * columns);
         for (size_t i = 0; i < columns; i++) {
             float exact = value(p, dtype, i) / scale[row];
             float error = higher(lower((exact + MAGIC) - MAGIC, 127), -127) - exact;
-            terms[i] = error * error;
+            terms[i] = shares ? error * error * shares[i] : error * error;
         }
         out[row] = halving_sum(terms, columns);
     }
 }
 
-/* Squared error of each row in steps of its scale. terms: `columns` float32 to work in. */
-LOOP int8_costs(const void *x, int dtype, size_t rows, size_t columns, const float *scale, float *terms, float *out)
+/* Squared error of each row in steps of its scale, each column as often as its share says (NULL: once). terms: `columns` float32 to work in. */
+LOOP int8_costs(const void *x, int dtype, size_t rows, size_t columns, const float *scale, const float *shares,
+                float *terms, float *out)
 {
-    FOR_DTYPE(dtype, int8_costs_of(x, D, rows, columns, scale, terms, out))
+    if (shares) {
+        FOR_DTYPE(dtype, int8_costs_of(x, D, rows, columns, scale, shares, terms, out))
+    } else {
+        FOR_DTYPE(dtype, int8_costs_of(x, D, rows, columns, scale, NULL, terms, out))
+    }
 }
 
-INLINE void e4m3_costs_of(const void *x, int dtype, size_t rows, size_t columns, const float *scale, float *terms,
-                          float *out)
+INLINE void e4m3_costs_of(const void *x, int dtype, size_t rows, size_t columns, const float *scale,
+                          const float *shares, float *terms, float *out)
 {
     for (size_t row = 0; row < rows; row++) {
         const void *p = from(x, dtype, row * columns);
@@ -152,15 +208,20 @@ INLINE void e4m3_costs_of(const void *x, int dtype, size_t rows, size_t columns,
             float binade = higher(as_float(as_bits(exact) & 0x7F800000), 0x1p-6f);
             float shift = binade * 0x1.8p20f;
             float error = ((exact + shift) - shift) - exact;
-            terms[i] = error * error;
+            terms[i] = shares ? error * error * shares[i] : error * error;
         }
         out[row] = halving_sum(terms, columns);
     }
 }
 
-LOOP e4m3_costs(const void *x, int dtype, size_t rows, size_t columns, const float *scale, float *terms, float *out)
+LOOP e4m3_costs(const void *x, int dtype, size_t rows, size_t columns, const float *scale, const float *shares,
+                float *terms, float *out)
 {
-    FOR_DTYPE(dtype, e4m3_costs_of(x, D, rows, columns, scale, terms, out))
+    if (shares) {
+        FOR_DTYPE(dtype, e4m3_costs_of(x, D, rows, columns, scale, shares, terms, out))
+    } else {
+        FOR_DTYPE(dtype, e4m3_costs_of(x, D, rows, columns, scale, NULL, terms, out))
+    }
 }
 
 #define OCTAVE 128
@@ -268,6 +329,35 @@ LOOP floor_is_better(const void *x, int dtype, size_t blocks, const float *per_s
     FOR_DTYPE(dtype, floor_is_better_of(x, D, blocks, per_step, out))
 }
 
+INLINE void shared_floor_is_better_of(const void *x, int dtype, size_t blocks, const float *per_step,
+                                      const float *shares, size_t row_blocks, uint8_t *out)
+{
+    for (size_t block = 0; block < blocks; block++) {
+        const void *p = from(x, dtype, block * 32);
+        const float *share = shares + block % row_blocks * 32;
+        float saved[32];
+        for (size_t i = 0; i < 32; i++) {
+            int32_t fixed = (int32_t)(magnitude(p, dtype, i) * per_step[block] * ONE);
+            int32_t low = fixed < 2 * ONE ? fixed : 2 * ONE;
+            int32_t to_integer = ((low + ONE / 2) & (ONE - 1)) - ONE / 2;
+            to_integer = to_integer < 0 ? -to_integer : to_integer;
+            int32_t beyond = fixed > 7 * ONE ? fixed - 7 * ONE : 0;
+            saved[i] = share[i] * (float)((to_integer > ONE / 4 ? to_integer : ONE / 4) - ONE / 4 - 4 * beyond);
+        }
+        for (size_t half = 16; half; half /= 2)
+            for (size_t i = 0; i < half; i++)
+                saved[i] += saved[half + i];
+        out[block] = saved[0] > 0;
+    }
+}
+
+/* The same with a share for each of the columns of a row, added in the order of `halving_sum`. */
+LOOP shared_floor_is_better(const void *x, int dtype, size_t blocks, const float *per_step, const float *shares,
+                            size_t row_blocks, uint8_t *out)
+{
+    FOR_DTYPE(dtype, shared_floor_is_better_of(x, D, blocks, per_step, shares, row_blocks, out))
+}
+
 #define STEPS 8
 typedef float row_of_sums __attribute__((vector_size(STEPS * sizeof(float))));
 typedef int32_t row_of_keys __attribute__((vector_size(STEPS * sizeof(int32_t))));
@@ -312,4 +402,105 @@ LOOP best_steps(const void *x, int dtype, size_t blocks, const float *bins_per_u
                 const uint8_t *allowed, const float *table, int32_t last, uint8_t *out)
 {
     FOR_DTYPE(dtype, best_steps_of(x, D, blocks, bins_per_unit, shift, allowed, table, last, out))
+}
+
+INLINE void shared_best_steps_of(const void *x, int dtype, size_t blocks, const float *bins_per_unit,
+                                 const float *shift, const uint8_t *allowed, const float *table, int32_t last,
+                                 const float *shares, size_t row_blocks, uint8_t *out)
+{
+    const row_of_keys number = {0, 1, 2, 3, 4, 5, 6, 7};
+    for (size_t block = 0; block < blocks; block++) {
+        const void *p = from(x, dtype, block * 16);
+        const float *share = shares + block % row_blocks * 16;
+        row_of_sums even = {0}, odd = {0};
+        int32_t bins[16];
+        for (size_t i = 0; i < 16; i++) {
+            int32_t bin = (int32_t)(magnitude(p, dtype, i) * bins_per_unit[block] + shift[block]);
+            bin = bin < 0 ? 0 : bin;
+            bins[i] = bin > last ? last : bin;
+        }
+        for (size_t i = 0; i < 16; i += 2) {
+            row_of_sums one, other;
+            memcpy(&one, table + (size_t)bins[i] * STEPS, sizeof one);
+            memcpy(&other, table + (size_t)bins[i + 1] * STEPS, sizeof other);
+            even += one * share[i];
+            odd += other * share[i + 1];
+        }
+        row_of_keys open = -((int32_t)allowed[block] >> number & 1);
+        row_of_sums sums = (row_of_sums)(((row_of_keys)(even + odd) & open) | (~open & (int32_t)as_bits(3e38f)));
+        float least = sums[0];
+        int best = 0;
+        for (int step = 1; step < STEPS; step++) {
+            best = sums[step] < least ? step : best;
+            least = lower(sums[step], least);
+        }
+        out[block] = (uint8_t)best;
+    }
+}
+
+/* The same with a share for each of the columns of a row: those of even columns are added, those of odd, then both. */
+LOOP shared_best_steps(const void *x, int dtype, size_t blocks, const float *bins_per_unit, const float *shift,
+                       const uint8_t *allowed, const float *table, int32_t last, const float *shares,
+                       size_t row_blocks, uint8_t *out)
+{
+    FOR_DTYPE(dtype, shared_best_steps_of(x, D, blocks, bins_per_unit, shift, allowed, table, last, shares, row_blocks,
+                                          out))
+}
+
+enum { TO_INT8, TO_E4M3, TO_E2M1 };
+
+/* The nearest value of a format to `x`, in whose steps of `unit` its codes count; 0 where there is no unit. */
+INLINE float nearest_value(int kind, float x, float unit)
+{
+    if (unit == 0)
+        return 0;
+    float steps = x / unit;
+    if (kind == TO_INT8) {
+        steps = higher(lower(steps, 127), -127);
+        return ((steps + MAGIC) - MAGIC) * unit;
+    }
+    if (kind == TO_E4M3) {
+        steps = higher(lower(steps, 448), -448);
+        float shift = higher(as_float(as_bits(steps) & 0x7F800000), 0x1p-6f) * 0x1.8p20f;
+        return ((steps + shift) - shift) * unit;
+    }
+    steps = higher(lower(steps, 6), -6);
+    float size = steps < 0 ? -steps : steps;
+    float step = size < 2 ? 0.5f : size < 4 ? 1 : 2;
+    float nearest = ((size / step + MAGIC) - MAGIC) * step * unit;
+    return as_float(as_bits(nearest) | (as_bits(x) & 0x80000000));
+}
+
+INLINE void feed_of(int kind, size_t rows, size_t columns, const float *weight, size_t weight_pitch,
+                    const float *target, size_t target_pitch, const float *factor, size_t factor_pitch,
+                    const float *unit, float *errors, float *values, size_t pitch, float *work)
+{
+    for (size_t row = 0; row < rows; row++) {
+        memcpy(work, target + row * target_pitch, columns * sizeof *work);
+        for (size_t j = columns; j-- > 0;) {
+            float value = nearest_value(kind, work[j], unit[row]);
+            float error = weight[row * weight_pitch + j] - value;
+            values[row * pitch + j] = value;
+            errors[row * pitch + j] = error;
+            const float *along = factor + j * factor_pitch;
+            for (size_t i = 0; i < j; i++)
+                work[i] += error * along[i];
+        }
+    }
+}
+
+/* Round columns from the last to the first, each from its target and what the errors of those after it add to it. */
+LOOP feed(int kind, size_t rows, size_t columns, const float *weight, size_t weight_pitch, const float *target,
+          size_t target_pitch, const float *factor, size_t factor_pitch, const float *unit, float *errors,
+          float *values, size_t pitch, float *work)
+{
+    if (kind == TO_INT8)
+        feed_of(TO_INT8, rows, columns, weight, weight_pitch, target, target_pitch, factor, factor_pitch, unit,
+                errors, values, pitch, work);
+    else if (kind == TO_E4M3)
+        feed_of(TO_E4M3, rows, columns, weight, weight_pitch, target, target_pitch, factor, factor_pitch, unit,
+                errors, values, pitch, work);
+    else
+        feed_of(TO_E2M1, rows, columns, weight, weight_pitch, target, target_pitch, factor, factor_pitch, unit,
+                errors, values, pitch, work);
 }

@@ -20,12 +20,20 @@ _library = load_kernels(
     e4m3_codes=(*_WEIGHT, _SIZE, _POINTER, _POINTER),
     e4m3_values=(_POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
     e4m3_steps=(_POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
-    int8_costs=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
-    e4m3_costs=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER),
+    int8_costs=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER),
+    e4m3_costs=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER),
     e4m3_best_steps=(*_WEIGHT, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     e2m1_codes=(*_WEIGHT, _SIZE, _POINTER, _POINTER),
+    e4m3_codes_of_blocks=(*_WEIGHT, _POINTER, _POINTER),
+    e3m2_codes=(*_WEIGHT, _POINTER, _POINTER),
     floor_is_better=(*_WEIGHT, _POINTER, _POINTER),
+    shared_floor_is_better=(*_WEIGHT, _POINTER, _POINTER, _SIZE, _POINTER),
     best_steps=(*_WEIGHT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
+    feed=(
+        *(_INT, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, _SIZE),
+        *(_POINTER, _SIZE, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER),
+    ),
+    shared_best_steps=(*_WEIGHT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _SIZE, _POINTER),
 )
 
 
@@ -57,12 +65,12 @@ def e4m3_steps(codes: Tensor, scale: Tensor) -> Tensor:
     return _by_code("e4m3_steps", codes, scale)
 
 
-def int8_costs(weight: Tensor, scale: Tensor) -> Tensor:
-    return _by_row("int8_costs", weight, scale, torch.empty(weight.shape[1]), torch.empty(weight.shape[0], 1))
+def int8_costs(weight: Tensor, scale: Tensor, shares: Tensor | None = None) -> Tensor:
+    return _costs("int8_costs", weight, scale, shares)
 
 
-def e4m3_costs(weight: Tensor, scale: Tensor) -> Tensor:
-    return _by_row("e4m3_costs", weight, scale, torch.empty(weight.shape[1]), torch.empty(weight.shape[0], 1))
+def e4m3_costs(weight: Tensor, scale: Tensor, shares: Tensor | None = None) -> Tensor:
+    return _costs("e4m3_costs", weight, scale, shares)
 
 
 def e4m3_best_steps(weight: Tensor, reach: Tensor, first: Tensor, shares: Tensor | None, table: Tensor) -> Tensor:
@@ -78,16 +86,57 @@ def e2m1_codes(weight: Tensor, per_step: Tensor) -> Tensor:
     return out
 
 
-def floor_is_better(weight: Tensor, per_step: Tensor) -> Tensor:
-    out = torch.empty(per_step.shape, dtype=torch.bool)
-    _call("floor_is_better", weight, per_step.numel(), per_step, out)
+def e4m3_codes_of_blocks(blocks: Tensor, per_step: Tensor) -> Tensor:
+    """Of [n, 32]."""
+    out = torch.empty(blocks.shape, dtype=torch.float8_e4m3fn)
+    _call("e4m3_codes_of_blocks", blocks, blocks.shape[0], per_step, out)
     return out
 
 
-def best_steps(weight: Tensor, bins_per_unit: Tensor, shift: Tensor, allowed: Tensor, table: Tensor) -> Tensor:
+def e3m2_codes(blocks: Tensor, per_step: Tensor) -> Tensor:
+    """Of [n, 32], packed: uint8 [n, 24]."""
+    out = torch.empty(blocks.shape[0], blocks.shape[1] * 3 // 4, dtype=torch.uint8)
+    _call("e3m2_codes", blocks, blocks.shape[0], per_step, out)
+    return out
+
+
+def floor_is_better(weight: Tensor, per_step: Tensor, shares: Tensor | None = None) -> Tensor:
+    out = torch.empty(per_step.shape, dtype=torch.bool)
+    if shares is None:
+        _call("floor_is_better", weight, per_step.numel(), per_step, out)
+    else:
+        _call("shared_floor_is_better", weight, per_step.numel(), per_step, shares, per_step.shape[1], out)
+    return out
+
+
+def best_steps(
+    weight: Tensor, bins_per_unit: Tensor, shift: Tensor, allowed: Tensor, table: Tensor, shares: Tensor | None = None
+) -> Tensor:
     out = torch.empty(shift.shape, dtype=torch.uint8)
-    last = table.shape[0] - 1
-    _call("best_steps", weight, shift.numel(), bins_per_unit, shift, allowed, table, last, out)
+    given = (bins_per_unit, shift, allowed, table, table.shape[0] - 1)
+    if shares is None:
+        _call("best_steps", weight, shift.numel(), *given, out)
+    else:
+        _call("shared_best_steps", weight, shift.numel(), *given, shares, shift.shape[1], out)
+    return out
+
+
+def feed(
+    kind: int, weight: Tensor, target: Tensor, factor: Tensor, unit: Tensor, errors: Tensor, values: Tensor
+) -> None:
+    """Fills ``errors`` and ``values``, which have one pitch; all but ``unit`` may be columns of wider matrices."""
+    assert _library is not None
+    unit, work = unit.contiguous(), torch.empty(weight.shape[1])
+    _library.feed(
+        *(kind, *weight.shape, weight.data_ptr(), weight.stride(0), target.data_ptr(), target.stride(0)),
+        *(factor.data_ptr(), factor.stride(0), unit.data_ptr()),
+        *(errors.data_ptr(), values.data_ptr(), values.stride(0), work.data_ptr()),
+    )
+
+
+def _costs(name: str, weight: Tensor, scale: Tensor, shares: Tensor | None) -> Tensor:
+    out = torch.empty(weight.shape[0], 1)
+    _call(name, weight, *weight.shape, scale, shares, torch.empty(weight.shape[1]), out)
     return out
 
 

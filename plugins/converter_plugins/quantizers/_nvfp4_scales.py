@@ -50,11 +50,13 @@ def divisors(codes: Tensor) -> Tensor:
     return (codes << 20).view(torch.float32).mul_(2.0**120).add_((codes == 0).float())
 
 
-def better_codes(weight: Tensor, first: Tensor, whole: Tensor, over_four: Tensor | None = None) -> Tensor:
+def better_codes(
+    weight: Tensor, first: Tensor, whole: Tensor, over_four: Tensor | None = None, shares: Tensor | None = None
+) -> Tensor:
     """Codes, int32 [O, I / 16], whose squared error is the smallest in each block; at a tie the given ones.
 
     first: codes of absmax / 6. whole: the global scale. over_four: where given, the codes of absmax / 4, which are the
-    only others to try.
+    only others to try. shares: how much each column counts, float32 [I]; None: all alike.
     """
     device = first.device
     bins_per_unit = (whole * divisors(first).reciprocal_()).mul_(BINS_PER_STEP)
@@ -62,25 +64,47 @@ def better_codes(weight: Tensor, first: Tensor, whole: Tensor, over_four: Tensor
     allowed = _allowed(device).index_select(0, first.view(-1))
     if over_four is not None:
         allowed &= _the_first_and(device).index_select(0, (over_four - first).view(-1).clamp_(max=7))
-    best = _best_steps(weight, bins_per_unit, shift, allowed.view(first.shape)).view(-1)
+    best = _best_steps(weight, bins_per_unit, shift, allowed.view(first.shape), shares).view(-1)
     return torch.tensor(STEPS, dtype=torch.int32, device=device).index_select(0, best).view(first.shape) + first
 
 
-def _best_steps(weight: Tensor, bins_per_unit: Tensor, shift: Tensor, allowed: Tensor) -> Tensor:
+def _best_steps(weight: Tensor, bins_per_unit: Tensor, shift: Tensor, allowed: Tensor, shares: Tensor | None) -> Tensor:
     """Which of ``STEPS`` changes the error of each block least, of those whose bits are set in ``allowed``, int32."""
     table = _changes(weight.device)
     if _loops.suit(weight):
-        return _loops.best_steps(weight, bins_per_unit, shift, allowed, table).to(torch.int32)
+        return _loops.best_steps(weight, bins_per_unit, shift, allowed, table, shares).to(torch.int32)
 
     def best(rows: Tensor, bins_per_unit: Tensor, shift: Tensor, allowed: Tensor) -> Tensor:
         bins = scaled(rows, bins_per_unit).add_(shift.unsqueeze(-1)).to(torch.int32).clamp_(0, len(table) - 1)
-        change = embedding_bag(bins.view(-1, bins.shape[-1]), table, mode="sum").to(torch.int32)
+        flat = bins.view(-1, bins.shape[-1])
+        if shares is not None:
+            sums = _weighted_sums(flat, table, shares.view(-1, flat.shape[1]).repeat(len(rows), 1))
+            closed = ~(allowed.view(-1, 1).to(torch.int32) >> torch.arange(len(STEPS), device=rows.device)) & 1
+            return _first_least(sums.masked_fill(closed.bool(), torch.inf)).view(shift.shape)
+        change = embedding_bag(flat, table, mode="sum").to(torch.int32)
         number = torch.arange(len(STEPS), dtype=torch.int32, device=rows.device)
         change += (~allowed.view(-1, 1).to(torch.int32) >> number & 1).mul_(NEVER)
         # the least change and, in the last three bits, whose it is
         return ((change << 3).add_(number).amin(1) & 7).view(shift.shape)
 
     return by_pieces(best, weight, bins_per_unit, shift, allowed)
+
+
+def _weighted_sums(bins: Tensor, table: Tensor, shares: Tensor) -> Tensor:
+    """[blocks, steps]: those of even columns are added, one after the other, those of odd ones, then both."""
+    halves = []
+    for begin in (0, 1):
+        total = torch.zeros(len(bins), table.shape[1], device=bins.device)
+        for column in range(begin, bins.shape[1], 2):
+            total += table.index_select(0, bins[:, column]).mul_(shares[:, column].unsqueeze(1))
+        halves.append(total)
+    return halves[0] + halves[1]
+
+
+def _first_least(numbers: Tensor) -> Tensor:
+    """The position of the first of the least in each row, int32."""
+    position = torch.arange(numbers.shape[1], dtype=torch.int32, device=numbers.device)
+    return torch.where(numbers == numbers.amin(1, keepdim=True), position, len(STEPS)).amin(1)
 
 
 @cache

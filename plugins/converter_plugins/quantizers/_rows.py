@@ -56,16 +56,24 @@ def options_for(wanted: QuantFormat) -> Mapping[str, Any]:
     }
 
 
-def best_scale(weight: Tensor, first: Tensor, stages: Stages, cost: Cost, decoded: Decoded, *per_row: Tensor) -> Tensor:
+def best_scale(
+    weight: Tensor,
+    first: Tensor,
+    stages: Stages,
+    cost: Cost,
+    decoded: Decoded,
+    *per_row: Tensor,
+    shares: Tensor | None = None,
+) -> Tensor:
     """Row by row the scale with the least squared error, the earliest of equals. [O, 1]. No row is worse than with
     ``first``, not even by what float32 rounds.
 
     first: bf16-representable scales. stages: which other bf16 numbers to try, as steps from ``first``, then as steps
     from the best so far, within the range of the first stage. per_row: what else ``cost`` and ``decoded`` take, [O, 1]
-    each.
+    each. shares: how much the squared error of each column counts, float32 [I] with mean 1; None: all alike.
     """
     lowest, highest = min(0, *stages[0]), max(0, *stages[0])
-    least = of_first = cost(weight, first, *per_row)
+    least = of_first = cost(weight, first, *per_row, shares=shares)
     best = torch.zeros_like(first, dtype=torch.int32)
     for steps in stages:
         centre = best
@@ -73,14 +81,21 @@ def best_scale(weight: Tensor, first: Tensor, stages: Stages, cost: Cost, decode
             offset = (centre + step).clamp_(lowest, highest)
             scale = moved(first, offset)
             relative = scale / first
-            squares = cost(weight, scale, *per_row).mul_(relative).mul_(relative)
+            squares = cost(weight, scale, *per_row, shares=shares).mul_(relative).mul_(relative)
             best = torch.where(squares < least, offset, best)
             least = torch.minimum(squares, least)
-    return moved(first, kept_where_better(weight, first, best, of_first, least, decoded, *per_row))
+    return moved(first, kept_where_better(weight, first, best, of_first, least, decoded, *per_row, shares=shares))
 
 
 def kept_where_better(
-    weight: Tensor, first: Tensor, best: Tensor, of_first: Tensor, least: Tensor, decoded: Decoded, *per_row: Tensor
+    weight: Tensor,
+    first: Tensor,
+    best: Tensor,
+    of_first: Tensor,
+    least: Tensor,
+    decoded: Decoded,
+    *per_row: Tensor,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """``best``, int32 [O, 1], or 0 in rows whose error is not really smaller than with ``first``.
 
@@ -94,15 +109,15 @@ def kept_where_better(
     if rows.numel():
         near, start, *rest = (tensor.index_select(0, rows) for tensor in (weight, first, *per_row))
         chosen = best.index_select(0, rows)
-        error = _real_error(near, decoded(near, moved(start, chosen), *rest))
-        of_start = _real_error(near, decoded(near, start, *rest))
+        error = _real_error(near, decoded(near, moved(start, chosen), *rest), shares)
+        of_start = _real_error(near, decoded(near, start, *rest), shares)
         best = best.index_copy(0, rows, torch.where(error < of_start * (1 - SUM_ROUNDING), chosen, 0))
     return best
 
 
-def _real_error(weight: Tensor, decoded: Tensor) -> Tensor:
+def _real_error(weight: Tensor, decoded: Tensor, shares: Tensor | None) -> Tensor:
     """Squared error of each row as a reader of the file finds it, in float64, [rows, 1]."""
-    return sum_of_squares(decoded.double().sub_(weight))
+    return sum_of_squares(decoded.double().sub_(weight), shares)
 
 
 def in_steps(weight: Tensor, scale: Tensor) -> Tensor:
@@ -115,9 +130,10 @@ def moved(scale: Tensor, steps: Tensor) -> Tensor:
     return (scale.view(torch.int32) + (steps << 16)).view(torch.float32).clamp_(min=SMALLEST_NORMAL)
 
 
-def sum_of_squares(error: Tensor) -> Tensor:
-    """Of each row, [rows, 1]; overwrites ``error``."""
-    return halving_sum(error.mul_(error), 1)
+def sum_of_squares(error: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Of each row, [rows, 1], each column times its share; overwrites ``error``."""
+    squares = error.mul_(error)
+    return halving_sum(squares if shares is None else squares.mul_(shares), 1)
 
 
 def reference_scale(weight: Tensor, reach: Tensor, top: float) -> Tensor:

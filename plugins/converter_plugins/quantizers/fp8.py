@@ -1,4 +1,4 @@
-"""fp8: float8_e4m3fn, one scale per row or one per tensor."""
+"""fp8: float8_e4m3fn, one scale per row."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from converter_core.api import QuantFormat, Quantizer, Refused, hookimpl
 
 from . import _loops
 from ._bits import absmax_of_all, absmax_of_rows, admit, by_pieces, decode_e4m3
-from ._calibration import Calibrated
+from ._calibration import ActivationScaled
 from ._fp8_scales import best_steps
+from ._gptq import TO_E4M3, fitted
+from ._importance import counted, shares_of
 from ._reference import Numerics, Reference
 from ._rows import (
     ScaleDtype,
@@ -37,7 +39,7 @@ SMALLEST_FP16 = 2.0**-24
 
 
 @dataclass(frozen=True)
-class Fp8(Reference, Calibrated, Quantizer):
+class Fp8(Reference, ActivationScaled, Quantizer):
     """8-bit floats (E4M3) with a scale per row, or per tensor: half the size of bf16, for GPUs that multiply them.
 
     Parts: ``weight`` float8_e4m3fn [O, I], ``scale`` float32 [O, 1], or [] with ``per_channel=False``; with statistics
@@ -47,8 +49,13 @@ class Fp8(Reference, Calibrated, Quantizer):
     scale_dtype: what scales are rounded to; they are stored as float32 all the same. Left out: what the target takes.
     numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's own converter writes.
     scale_rule: ``absmax``, or ``mse``: absmax times the ratio in [1, 2) with the least squared error in each row.
-        Nothing is clipped; the ratio moves the weights over the grid of mantissas. Left out: ``mse``; ``absmax`` where
-        there is one scale for the weight, or under ``numerics: lightx2v``.
+        Nothing is clipped; the ratio moves the weights over the grid of mantissas. ``weighted``: the same with each
+        column's error weighted by ``E[x^2]`` of source.calibration. Left out: ``mse``; ``absmax`` where there is one
+        scale for the weight, or under ``numerics: lightx2v``.
+    bias_correction: the layer's bias takes up what rounding changes for the mean input, ``(W - Wq) E[x]`` of
+        source.calibration; layers without a bias are left alone.
+    rounding: ``nearest``, or ``gptq``: each column takes up what rounding the columns before it changed, for the tokens
+        of source.calibration. Much better, and minutes for a large weight.
     activation_absmax: file of activation statistics (LightX2V's ``calib.pt``, or the same in safetensors or JSON), for
         runtimes that quantize activations with a scale from the file.
     """
@@ -58,20 +65,25 @@ class Fp8(Reference, Calibrated, Quantizer):
 
     per_channel: bool = True
     numerics: Numerics = "exact"
-    scale_rule: Literal["mse", "absmax"] | None = None
+    scale_rule: Literal["mse", "absmax", "weighted"] | None = None
+    bias_correction: bool = False
+    rounding: Literal["nearest", "gptq"] = "nearest"
     scale_dtype: ScaleDtype = "bfloat16"
     activation_absmax: str | None = None
 
     def __post_init__(self) -> None:
         self.check_choices()
+        self.check_statistics()
         if not self.per_channel:
             self.only_exact("per_channel", "false")
+            if self.rounding == "gptq":
+                raise Refused("rounding: gptq needs per_channel: true")
         if self.scale_dtype != "bfloat16":
             self.only_exact("scale_dtype", self.scale_dtype)
-        if self.scale_rule == "mse":
-            self.only_exact("scale_rule", "mse")
+        if self.scale_rule in ("mse", "weighted"):
+            self.only_exact("scale_rule", self.scale_rule)
             if not self.per_channel:
-                raise Refused("scale_rule: mse chooses a scale for each row; it needs per_channel: true")
+                raise Refused(f"scale_rule: {self.scale_rule} chooses a scale for each row; it needs per_channel: true")
 
     @property
     def _rule(self) -> str:
@@ -89,7 +101,19 @@ class Fp8(Reference, Calibrated, Quantizer):
     def observe(self, rows: Tensor, /) -> Parts:
         return {} if self.per_channel else {"amax": absmax_of_all(admit(rows))}
 
-    def quantize(self, weight: Tensor, /, *, amax: Tensor | None = None, input_absmax: Tensor | None = None) -> Parts:
+    def fitted(self, weight: Tensor, parts: Parts, fit: Parts) -> Parts:
+        values, scale = fitted(weight, fit, weight.shape[1], parts["scale"], _nearest, TO_E4M3)
+        return {**parts, "weight": _codes(values, scale)}
+
+    def rounded(
+        self,
+        weight: Tensor,
+        /,
+        *,
+        amax: Tensor | None = None,
+        input_absmax: Tensor | None = None,
+        mean_square: Tensor | None = None,
+    ) -> Parts:
         weight = admit(weight)
         if self.is_reference:
             scale = reference_scale(weight, absmax_of_rows(weight), TOP)
@@ -97,8 +121,8 @@ class Fp8(Reference, Calibrated, Quantizer):
         else:
             reach = absmax_of_rows(weight) if amax is None else amax
             scale = scale_for(reach, TOP, self.scale_dtype)
-            if self._rule == "mse":
-                scale = _best_scale(weight, reach, scale)
+            if self._rule != "absmax":
+                scale = _best_scale(weight, reach, scale, shares_of(mean_square))
             codes = _codes(weight, scale.expand(weight.shape[0], 1))
         parts = {"weight": codes, "scale": scale}
         return parts if input_absmax is None else {**parts, "input_absmax": input_absmax}
@@ -127,25 +151,31 @@ def _reference_codes(weight: Tensor, scale: Tensor) -> Tensor:
     return torch.where(scale == 0, of_zero_scale, codes).to(torch.float8_e4m3fn)
 
 
+def _nearest(values: Tensor, scale: Tensor) -> Tensor:
+    steps = in_steps(values, scale).clamp_(-TOP, TOP)
+    return steps.add_(_residual(steps, torch.ones_like(scale))).mul_(scale)
+
+
 def _codes(weight: Tensor, scale: Tensor) -> Tensor:
     if _loops.suit(weight):
         return _loops.e4m3_codes(weight, scale)
     return by_pieces(lambda rows, of: in_steps(rows, of).clamp_(-TOP, TOP).to(torch.float8_e4m3fn), weight, scale)
 
 
-def _best_scale(weight: Tensor, reach: Tensor, first: Tensor) -> Tensor:
+def _best_scale(weight: Tensor, reach: Tensor, first: Tensor, shares: Tensor | None) -> Tensor:
     """Of the bf16 numbers from ``first`` to twice as much, after which the grid of mantissas returns. [O, 1]"""
-    steps = best_steps(weight, reach, first)
+    steps = best_steps(weight, reach, first, counted(shares))
     scale = moved(first, steps)
     relative = scale / first
-    least = _cost(weight, scale).mul_(relative).mul_(relative)
-    return moved(first, kept_where_better(weight, first, steps, _cost(weight, first), least, _decoded))
+    least = _cost(weight, scale, shares).mul_(relative).mul_(relative)
+    of_first = _cost(weight, first, shares)
+    return moved(first, kept_where_better(weight, first, steps, of_first, least, _decoded, shares=shares))
 
 
-def _cost(weight: Tensor, scale: Tensor) -> Tensor:
+def _cost(weight: Tensor, scale: Tensor, shares: Tensor | None = None) -> Tensor:
     if _loops.suit(weight):
-        return _loops.e4m3_costs(weight, scale)
-    return by_pieces(lambda rows, of: sum_of_squares(_residual(rows, of)), weight, scale)
+        return _loops.e4m3_costs(weight, scale, shares)
+    return by_pieces(lambda rows, of: sum_of_squares(_residual(rows, of), shares), weight, scale)
 
 
 def _decoded(weight: Tensor, scale: Tensor) -> Tensor:

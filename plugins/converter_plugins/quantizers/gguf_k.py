@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from converter_core.api import QuantFormat, Quantizer, hookimpl
+from converter_core.api import QuantFormat, Quantizer, TensorSpec, hookimpl
 
 from . import _gguf_loops, _gguf_search
 from ._bits import admit, by_pieces
@@ -28,6 +28,7 @@ from ._gguf_k_bytes import (
     pack_signed_scales,
 )
 from ._gguf_search import Affine, Symmetric
+from .gguf_blocks import Q8_0, WIDTH
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
@@ -58,8 +59,16 @@ class KQuant(Quantizer):
             self.name, f"int{self.bits}", self.bits, "group", self.kind.width, "F16", symmetric, f"gguf {self.name}"
         )
 
+    def fallback(self, spec: TensorSpec, /) -> Quantizer | None:
+        """``q8_0`` where the columns fill no block of 256 but blocks of 32."""
+        columns = spec.shape[-1] if len(spec.shape) == 2 else 0
+        return Q8_0() if columns % BLOCK and not columns % WIDTH else None
+
     def quantize(self, weight: Tensor, /) -> Parts:
         weight = admit(weight, BLOCK)
+        if weight.device.type == "meta":  # hundreds of operations, which cost the most where they compute nothing
+            shape = (weight.shape[0], weight.shape[1] // BLOCK * self.nbytes)
+            return {"weight": torch.empty(shape, dtype=torch.uint8, device="meta")}
         if _gguf_loops.suit(self.name, weight):
             return {"weight": _gguf_loops.quantize(self.name, weight, BLOCK, self.nbytes)}
 

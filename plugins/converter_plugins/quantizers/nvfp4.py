@@ -12,8 +12,10 @@ from torch import Tensor
 from converter_core.api import QuantFormat, Quantizer, hookimpl
 
 from ._bits import absmax, absmax_of_all, admit, as_bf16, decode_e4m3
-from ._calibration import Calibrated
-from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, steps
+from ._calibration import ActivationScaled
+from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, nearest, steps
+from ._gptq import TO_E2M1, fitted
+from ._importance import of_blocks, shares_of
 from ._nvfp4_scales import better_codes, block_codes, divisors
 from ._reference import Numerics, Reference
 
@@ -29,7 +31,7 @@ MOST_GLOBAL = 2.0**118
 
 
 @dataclass(frozen=True)
-class Nvfp4(Reference, Calibrated, Quantizer):
+class Nvfp4(Reference, ActivationScaled, Quantizer):
     """4-bit floats (E2M1) with an E4M3 scale per 16 columns: 4.5 bits per weight, better than mxfp4.
 
     Parts: ``weight`` uint8 [O, I / 2], ``scale`` float8_e4m3fn [O, I / 16], ``global_scale`` float32 []
@@ -38,21 +40,33 @@ class Nvfp4(Reference, Calibrated, Quantizer):
 
     numerics: ``exact``, or ``lightx2v`` for the bytes that LightX2V's kernel writes.
     scale_rule: ``absmax`` (the kernel's: largest magnitude / 6), ``four_over_six`` (the better of that / 6 and / 4 in
-        each block), ``mse`` (of the neighbouring E4M3 codes the one with the smallest squared error in each block).
-        Left out: ``mse``; under ``numerics: lightx2v`` the kernel's.
+        each block), ``mse`` (of the neighbouring E4M3 codes the one with the smallest squared error in each block),
+        ``weighted`` (the same with each column's error weighted by ``E[x^2]`` of source.calibration). Left out:
+        ``mse``; under ``numerics: lightx2v`` the kernel's.
+    bias_correction: the layer's bias takes up what rounding changes for the mean input, ``(W - Wq) E[x]`` of
+        source.calibration; layers without a bias are left alone.
+    rounding: ``nearest``, or ``gptq``: each column takes up what rounding the columns before it changed, for the tokens
+        of source.calibration. Much better, and minutes for a large weight.
     activation_absmax: file of activation statistics (LightX2V's ``calib.pt``, or the same in safetensors or JSON) that
-        LightX2V needs to run the weights; without it the runtime needs its own ``calib.pt`` beside the output.
+        LightX2V needs to run the weights; without it they come from source.calibration, and without that the runtime
+        needs its own ``calib.pt`` beside the output.
     """
 
     name: ClassVar[str] = "nvfp4"
     row_block: ClassVar[int | None] = 1
 
+    by_activity: ClassVar[bool] = False
+    absmax_of_store: ClassVar[bool] = True
+
     numerics: Numerics = "exact"
-    scale_rule: Literal["mse", "absmax", "four_over_six"] | None = None
+    scale_rule: Literal["mse", "absmax", "four_over_six", "weighted"] | None = None
+    bias_correction: bool = False
+    rounding: Literal["nearest", "gptq"] = "nearest"
     activation_absmax: str | None = None
 
     def __post_init__(self) -> None:
         self.check_choices()
+        self.check_statistics()
         if self.scale_rule not in (None, "absmax"):
             self.only_exact("scale_rule", self.scale_rule)
 
@@ -63,7 +77,28 @@ class Nvfp4(Reference, Calibrated, Quantizer):
     def observe(self, rows: Tensor, /) -> Parts:
         return {"amax": absmax_of_all(admit(rows))}
 
-    def quantize(self, weight: Tensor, /, amax: Tensor, *, input_absmax: Tensor | None = None) -> Parts:
+    def fitted(self, weight: Tensor, parts: Parts, fit: Parts) -> Parts:
+        whole = parts["global_scale"]
+
+        def units(columns: Tensor, counts: Tensor) -> Tensor:
+            first = block_codes(absmax(columns, WIDTH).view(-1, 1).mul_(SIXTH).mul_(whole))
+            return _value(better_codes(columns, first, whole, shares=of_blocks(counts, WIDTH))).div_(whole)
+
+        values, unit = fitted(weight, fit, WIDTH, units, nearest, TO_E2M1)
+        scale = block_codes(unit * whole)
+        per_step = whole * divisors(scale).reciprocal_()
+        codes = {"weight": encode(values, per_step), "scale": scale.to(torch.uint8).view(torch.float8_e4m3fn)}
+        return {**codes, **{role: part for role, part in parts.items() if role not in codes}}
+
+    def rounded(
+        self,
+        weight: Tensor,
+        /,
+        amax: Tensor,
+        *,
+        input_absmax: Tensor | None = None,
+        mean_square: Tensor | None = None,
+    ) -> Parts:
         weight = admit(weight, WIDTH)
         rule = self.scale_rule or "mse"
         if self.is_reference:
@@ -74,7 +109,7 @@ class Nvfp4(Reference, Calibrated, Quantizer):
         scale = block_codes(exact)
         if rule != "absmax":
             over_four = block_codes(exact.mul_(1.5)) if rule == "four_over_six" else None
-            scale = better_codes(weight, scale, whole, over_four)
+            scale = better_codes(weight, scale, whole, over_four, of_blocks(shares_of(mean_square), WIDTH))
         per_step = whole * divisors(scale).reciprocal_()
         codes = encode_as_kernel(weight, per_step) if self.is_reference else encode(weight, per_step)
         parts = {"weight": codes, "scale": scale.to(torch.uint8).view(torch.float8_e4m3fn), "global_scale": whole}
@@ -87,6 +122,11 @@ class Nvfp4(Reference, Calibrated, Quantizer):
         # a block whose scale is zero could have had the smallest one
         scale = decode_e4m3(parts["scale"]).clamp_(min=2.0**-9)
         return _scaled(steps(parts["weight"]), scale, parts["global_scale"])
+
+
+def _value(scale: Tensor) -> Tensor:
+    """E4M3 codes, int32 -> their values, float32."""
+    return divisors(scale).mul_((scale != 0).float())
 
 
 def _global(amax: Tensor) -> Tensor:

@@ -58,11 +58,13 @@ FORMATS: Mapping[QuantFormat, Storage] = {
     QuantFormat("nvfp4", "e2m1", 4, "group", 16, "F8_E4M3", packing="low_nibble_first"): Storage(
         "nvfp4", "0.7.0", "U8", block=16, per_byte=2, rows=16, input_max=NVFP4_MAX
     ),
+    QuantFormat("mxfp8", "e4m3", 8, "group", 32, "F8_E8M0"): Storage("mxfp8", "0.17.0", "F8_E4M3", block=32, rows=32),
 }
 """Canonical format -> storage. Row and tensor scales may come in any float dtype; they are stored as float32."""
 
 ARRANGEMENT: Mapping[str, Mapping[str, str]] = {
     "nvfp4": {"nibbles": "high first", "scales": "swizzled 128x4"},
+    "mxfp8": {"scales": "swizzled 128x4"},
 }
 """ComfyUI's name of a format -> how its bytes lie. No tensor shows it, and a wrong guess is silent noise."""
 

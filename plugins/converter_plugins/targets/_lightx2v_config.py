@@ -37,6 +37,8 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
         "fp8-intel-xpu": "Intel XPU",
     },
     "mxfp4": {"mxfp4": "NVIDIA sm_120 (RTX 50), lightx2v_kernel"},
+    "mxfp6": {"mxfp6-mxfp8": "NVIDIA sm_120 (RTX 50), lightx2v_kernel"},
+    "mxfp8": {"mxfp8": "NVIDIA sm_120 (RTX 50), lightx2v_kernel"},
     "nvfp4": {"nvfp4": "NVIDIA sm_120 (RTX 50), lightx2v_kernel"},
 }
 """Format -> every ``dit_quant_scheme`` that reads a file of it, and where that runs. The first is the usual one."""

@@ -37,6 +37,8 @@ RUNS_ON: Mapping[str, str] = {
     "int8": "LightX2V runs it on NVIDIA, on Hygon DCU and on most other accelerators.",
     "fp8": "LightX2V runs it on NVIDIA from RTX 40 and H100 on, and on AMD, Moore Threads and Intel.",
     "mxfp4": "LightX2V runs it on NVIDIA sm_120 (RTX 50); converting needs no such card.",
+    "mxfp6": "LightX2V runs it on NVIDIA sm_120 (RTX 50); converting needs no such card.",
+    "mxfp8": "LightX2V runs it on NVIDIA sm_120 (RTX 50); converting needs no such card.",
     "nvfp4": (
         "LightX2V runs it on NVIDIA sm_120 (RTX 50); converting needs no such card. It needs statistics of the "
         "activations too: give activation_absmax below, or put LightX2V's calib.pt beside the file."

@@ -137,6 +137,11 @@ class ComfyUI(Target):
             parts["input_absmax"] = undone(share, divided(storage.input_max), share * storage.input_max)
         return parts
 
+    def stored_spec(self, context: WeightContext, role: str, spec: TensorSpec, /) -> TensorSpec:
+        if role == "scale" and context.format.scale_dtype == "F8_E8M0":
+            return TensorSpec("F8_E8M0", spec.shape)
+        return spec
+
     def markers(self, context: WeightContext, /) -> Parts:
         storage = storage_of(context.format)
         if storage is None or self.style == "legacy":

@@ -40,21 +40,22 @@ if TYPE_CHECKING:
 class _Storage:
     """How a format stands on disk.
 
-    weight, scale: header dtypes of the codes and of the scales. block: columns that share a scale; 0: one per row.
+    weight, scale: header dtypes of the codes and of the scales. block: bytes of codes that share a scale; 0: one per
+        row. canonical: header dtype of the codes before they are stored, if it is another; as many bytes.
     scalars, optional: roles of single float32 numbers that must, or may, be there.
     """
 
     weight: str
     scale: tuple[str, ...] = ("F32", "BF16", "F16")
     block: int = 0
+    canonical: str = ""
     scalars: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
     def scales(self, weight: TensorSpec) -> tuple[int, int]:
         """Rows and columns of the scales, before they are swizzled."""
         rows, columns = weight.shape
-        # two codes to a byte in both formats that have blocks
-        return rows, -(-2 * columns // self.block) if self.block else 1
+        return rows, -(-columns // self.block) if self.block else 1
 
     def stored_scales(self, weight: TensorSpec) -> tuple[int, int]:
         shape = self.scales(weight)
@@ -62,13 +63,18 @@ class _Storage:
 
 
 _NIBBLES = "low_nibble_first"
+_E8M0 = ("F8_E8M0",)
 
 FORMATS: Mapping[QuantFormat, _Storage] = {
     QuantFormat("int8", "int8", 8, "row", scale_dtype="F32"): _Storage("I8"),
     QuantFormat("fp8", "e4m3", 8, "row", scale_dtype="F32"): _Storage("F8_E4M3"),
-    QuantFormat("mxfp4", "e2m1", 4, "group", 32, "F8_E8M0", packing=_NIBBLES): _Storage("U8", ("F8_E8M0",), block=32),
+    QuantFormat("mxfp4", "e2m1", 4, "group", 32, "F8_E8M0", packing=_NIBBLES): _Storage("U8", _E8M0, block=16),
+    QuantFormat("mxfp6", "e3m2", 6, "group", 32, "F8_E8M0", packing="four_in_three_bytes"): _Storage(
+        "U8", _E8M0, block=24
+    ),
+    QuantFormat("mxfp8", "e4m3", 8, "group", 32, "F8_E8M0"): _Storage("U8", _E8M0, block=32, canonical="F8_E4M3"),
     QuantFormat("nvfp4", "e2m1", 4, "group", 16, "F8_E4M3", packing=_NIBBLES): _Storage(
-        "U8", ("F8_E4M3",), block=16, scalars=("global_scale",), optional=("input_absmax",)
+        "U8", ("F8_E4M3",), block=8, scalars=("global_scale",), optional=("input_absmax",)
     ),
 }
 """Format -> storage. Every other linear weight, and everything that is not one, is copied or cast."""
@@ -133,7 +139,10 @@ class LightX2V(Target):
             return parts
         scale = parts["scale"]
         # bytes are moved, whatever they stand for: not every torch can index or copy float8
-        return {**parts, "scale": swizzle(scale.view(torch.uint8)).view(scale.dtype)}
+        stored = {**parts, "scale": swizzle(scale.view(torch.uint8)).view(scale.dtype)}
+        if storage.canonical:
+            stored["weight"] = parts["weight"].contiguous().view(torch.uint8)
+        return stored
 
     def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
         """Canonical parts. A missing ``global_scale`` comes from ``alpha = 1 / (input_global_scale global_scale)``."""
@@ -148,6 +157,8 @@ class LightX2V(Target):
             **stored,
             "scale": unswizzle(scale.view(torch.uint8), rows, blocks).contiguous().view(scale.dtype),
         }
+        if storage.canonical:
+            parts["weight"] = stored["weight"].contiguous().view(torch.float8_e4m3fn)
         alpha, input_global_scale = parts.pop("alpha", None), parts.pop("input_global_scale", None)
         if alpha is not None and input_global_scale is not None and "global_scale" not in parts:
             parts["global_scale"] = (alpha * input_global_scale).reciprocal().reshape(())
@@ -224,7 +235,10 @@ class LightX2V(Target):
             for format, storage in FORMATS.items():
                 known = spec.dtype == storage.weight and scale.dtype in storage.scale
                 whole = set(storage.scalars) <= set(keys) or {"alpha", "input_global_scale"} <= set(keys)
-                if known and whole and scale.shape == storage.stored_scales(spec):
+                fits = known and whole and scale.shape == storage.stored_scales(spec)
+                fits = fits and not (storage.block and spec.shape[1] % storage.block)
+                # small weights of two formats can look alike, as scales are padded: unpadded ones are likelier
+                if fits and (name not in found or storage.scales(spec) == scale.shape):
                     found[name] = Stored(_with_scales(format, scale.dtype), keys)
         return found
 
@@ -249,8 +263,9 @@ class LightX2V(Target):
 
     def _check_specs(self, context: WeightContext, storage: _Storage, specs: Mapping[str, TensorSpec]) -> None:
         format, weight, scale = context.format, specs["weight"], specs["scale"]
-        if weight.dtype != storage.weight or len(weight.shape) != 2:
-            raise Refused(f"LightX2V reads the weight of {format} as {storage.weight} [rows, columns], not {weight}")
+        codes = storage.canonical or storage.weight
+        if weight.dtype != codes or len(weight.shape) != 2:
+            raise Refused(f"LightX2V reads the weight of {format} as {codes} [rows, columns], not {weight}")
         shape = storage.scales(weight)
         if self.stored_spec(context, "scale", scale).dtype not in storage.scale or scale.shape != shape:
             raise Refused(

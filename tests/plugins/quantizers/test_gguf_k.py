@@ -8,8 +8,10 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 
+from converter_core.api import TensorSpec
 from converter_core.errors import Refused
 from converter_plugins.quantizers import _gguf_loops
+from converter_plugins.quantizers.gguf_blocks import Q8_0
 from converter_plugins.quantizers.gguf_k import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, KQuant, converter_quantizers
 
 from . import llama_cpp
@@ -130,6 +132,12 @@ def test_what_fp16_cannot_hold_stays_finite(scheme: KQuant) -> None:
 def test_columns_that_fill_no_block(scheme: KQuant) -> None:
     with pytest.raises(Refused, match="has 128 columns; needs a multiple of 256"):
         scheme.quantize(torch.ones(2, 128))
+
+
+def test_other_columns_fall_back_to_q8_0(scheme: KQuant) -> None:
+    assert scheme.fallback(TensorSpec("BF16", (4, 320))) == Q8_0()
+    assert scheme.fallback(TensorSpec("BF16", (4, 512))) is None
+    assert scheme.fallback(TensorSpec("BF16", (4, 100))) is None
 
 
 def test_formats(scheme: KQuant) -> None:

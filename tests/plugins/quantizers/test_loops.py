@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from converter_core.api.quantizers import Quantizer
-from converter_plugins.quantizers import _loops, fp8, int8, mxfp4, nvfp4
+from converter_plugins.quantizers import _loops, fp8, int8, mxfp4, mxfp6, mxfp8, nvfp4
 
 QUANTIZERS = [
     *(int8.Int8(**options) for options in ({}, {"per_channel": False}, {"scale_rule": "mse"}, {"symmetric": False})),
     *(fp8.Fp8(**options) for options in ({}, {"per_channel": False}, {"scale_rule": "absmax"})),
     *(mxfp4.Mxfp4(scale_rule=rule) for rule in ("mse", "rceil", "floor", "even")),
+    mxfp6.Mxfp6(),
+    mxfp8.Mxfp8(),
     *(nvfp4.Nvfp4(scale_rule=rule) for rule in ("mse", "absmax", "four_over_six")),
     *(scheme(numerics="lightx2v") for scheme in (int8.Int8, fp8.Fp8, mxfp4.Mxfp4, nvfp4.Nvfp4)),
 ]

@@ -5,7 +5,7 @@ import torch
 
 from converter_core.api.quantizers import Quantizer
 from converter_core.errors import Refused
-from converter_plugins.quantizers import fp8, gguf_blocks, int8, mxfp4, nvfp4
+from converter_plugins.quantizers import fp8, gguf_blocks, int8, mxfp4, mxfp6, mxfp8, nvfp4
 
 EVERY = [
     int8.Int8(),
@@ -24,6 +24,9 @@ EVERY = [
     mxfp4.Mxfp4(scale_rule="floor"),
     mxfp4.Mxfp4(scale_rule="mse"),
     mxfp4.Mxfp4(numerics="lightx2v"),
+    mxfp6.Mxfp6(),
+    mxfp8.Mxfp8(),
+    mxfp8.Mxfp8(numerics="lightx2v"),
     nvfp4.Nvfp4(),
     nvfp4.Nvfp4(scale_rule="absmax"),
     nvfp4.Nvfp4(scale_rule="four_over_six"),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import converter_core
 from converter_core.api.contexts import ModelFacts, SourceTensors, WeightContext
 from converter_core.api.formats import UNQUANTIZED, QuantFormat
-from converter_core.api.tensors import same
+from converter_core.api.tensors import same, spec_of
 from converter_core.api.values import OutputTensor, PlannedWeight, SyntheticCheckpoint, TensorSpec, WeightInfo
 from converter_core.checkpoint.synthetic import write_synthetic
 from converter_core.cli import run
@@ -26,6 +26,7 @@ from converter_plugins.models.wan_dit import Structure, WanDit
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
+from converter_plugins.quantizers.mxfp8 import Mxfp8
 from converter_plugins.quantizers.nvfp4 import Nvfp4
 from converter_plugins.targets.comfyui import ComfyUI
 
@@ -35,7 +36,7 @@ TINY = Structure(dim=128, ffn_dim=160, num_layers=1, in_dim=36, text_dim=64, ima
 LAYERS = 12
 DECODED = ("blocks.0.self_attn.q", "blocks.0.ffn.0", "blocks.0.ffn.2")
 Q = "blocks.0.self_attn.q.weight"
-MOST_ERROR = {"int8": 0.012, "fp8": 0.04, "nvfp4": 0.11}
+MOST_ERROR = {"int8": 0.012, "fp8": 0.04, "nvfp4": 0.11, "mxfp8": 0.04}
 """Relative Frobenius error of a weight."""
 
 
@@ -323,17 +324,17 @@ def stored_specs(quantizer: Any, prefix: str = "", roles: Mapping[str, str] | No
     parts = quantizer.quantize(weight, **quantizer.observe(weight))
     target = ComfyUI()
     stored = target.encode(context(quantizer.format, (160, 128)), parts)
-    return {
-        prefix + target.key(context(quantizer.format), role): converter_core.api.spec_of(part)
-        for role, part in stored.items()
-    }
+    at = context(quantizer.format)
+    return {prefix + target.key(at, role): target.stored_spec(at, role, spec_of(part)) for role, part in stored.items()}
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-@pytest.mark.parametrize("quantizer", [Int8(), Int8(per_channel=False), Fp8(per_channel=False), Nvfp4()], ids=str)
+@pytest.mark.parametrize(
+    "quantizer", [Int8(), Int8(per_channel=False), Fp8(per_channel=False), Nvfp4(), Mxfp8()], ids=str
+)
 def test_files_of_others_are_recognised_by_their_markers(quantizer: Any, prefix: str, tmp_path: Path) -> None:
     specs = stored_specs(quantizer, prefix)
-    called = {"int8": "int8_tensorwise", "fp8": "float8_e4m3fn", "nvfp4": "nvfp4"}[quantizer.name]
+    called = {"int8": "int8_tensorwise", "fp8": "float8_e4m3fn"}.get(quantizer.name, quantizer.name)
     conf = json.dumps({"format": called})
     stem = f"{prefix}{Q}".removesuffix(".weight")
     marked = SourceTensors(
@@ -345,7 +346,8 @@ def test_files_of_others_are_recognised_by_their_markers(quantizer: Any, prefix:
         (found,) = ComfyUI().detect(tensors).values()
         assert found.format.matches(quantizer.format)
         assert found.format.granularity == quantizer.format.granularity
-        assert found.format.scale_precision == "F32"  # nobody says that its scales are rounded
+        # nobody says that its scales are rounded
+        assert found.format.scale_precision == ("" if quantizer.name == "mxfp8" else "F32")
     assert not ComfyUI().detect(SourceTensors(specs))
     other = load_plugins().targets["lightx2v"]()
     assert not other.detect(marked)

@@ -1,0 +1,40 @@
+"""The dtypes of weights that are not quantized, where a target has a say in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..api.contexts import ModelFacts, WeightContext
+from ..api.targets import Target
+from ..api.values import FLOATING, TensorSpec, WeightInfo
+from ..errors import PluginError
+from .assignment import Assignment, Assignments
+from .passthrough import Passthrough
+
+
+def with_plain_dtypes(
+    found: Assignments,
+    target: Target,
+    model: ModelFacts,
+    named: Callable[[str], str],
+    spec_of: Callable[[WeightInfo], TensorSpec],
+) -> Assignments:
+    """The assignments with ``Target.plain_dtype`` followed. named: a weight's name in the target's key format."""
+    if type(target).plain_dtype is Target.plain_dtype:
+        return found
+
+    def cast(one: Assignment) -> Assignment:
+        quantizer, spec = one.quantizer, spec_of(one.info)
+        if not isinstance(quantizer, Passthrough) or spec.dtype not in FLOATING:
+            return one
+        asked = quantizer.dtype or spec.dtype
+        context = WeightContext(one.info, named(one.info.name), spec, quantizer.format, model)
+        wanted = target.plain_dtype(context, asked)
+        if wanted not in FLOATING:
+            raise PluginError(
+                f"target {target.name}: plain_dtype must return one of {sorted(FLOATING)}, not {wanted!r}"
+            )
+        return one if wanted == asked else replace(one, quantizer=Passthrough(wanted))
+
+    return replace(found, all=tuple(cast(one) for one in found.all))

@@ -1,0 +1,172 @@
+"""What activation statistics buy: the output error of every layer of a small trained model, against plain ``mse``.
+
+    python tests/benchmarks/calibrated.py              trains a byte-level transformer on Python's library first
+    python tests/benchmarks/calibrated.py --steps 50   trains less
+
+A layer's error is the squared difference of its outputs for tokens of other files than the ones it was calibrated on.
+Cells: the change against the same scheme's ``mse``, median [best, worst] over the layers. Seeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from converter_core.calibration.collect import Collector, linear_layers
+from converter_plugins.quantizers.fp8 import Fp8
+from converter_plugins.quantizers.int8 import Int8
+from converter_plugins.quantizers.mxfp4 import Mxfp4
+from converter_plugins.quantizers.nvfp4 import Nvfp4
+
+SCHEMES = (Int8, Fp8, Mxfp4, Nvfp4)
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "weighted": {"scale_rule": "weighted"},
+    "bias": {"scale_rule": "mse", "bias_correction": True},
+    "weighted + bias": {"scale_rule": "weighted", "bias_correction": True},
+    "gptq": {"scale_rule": "mse", "rounding": "gptq"},
+    "gptq + bias": {"scale_rule": "mse", "rounding": "gptq", "bias_correction": True},
+}
+CONTEXT = 128
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.before(x)
+        q, k, v = (part(seen).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(nn.functional.gelu(self.up(self.between(x))))
+
+
+class Bytes(nn.Module):
+    """Predicts the next byte."""
+
+    def __init__(self, dim: int = 128, layers: int = 3) -> None:
+        super().__init__()
+        self.embedding, self.places = nn.Embedding(256, dim), nn.Embedding(CONTEXT, dim)
+        self.blocks = nn.ModuleList(Block(dim, 4) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 256)
+
+    def forward(self, text: Tensor) -> Tensor:
+        x = self.embedding(text) + self.places(torch.arange(text.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+def texts() -> Tensor:
+    """All modules of the standard library's top folder, in order of their names, as bytes."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    return torch.tensor(list(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8)
+
+
+def batch(text: Tensor, size: int, draw: torch.Generator) -> Tensor:
+    starts = torch.randint(len(text) - CONTEXT - 1, (size,), generator=draw)
+    return torch.stack([text[start : start + CONTEXT + 1] for start in starts]).long()
+
+
+def trained(text: Tensor, steps: int, draw: torch.Generator) -> Bytes:
+    torch.manual_seed(0)
+    model = Bytes()
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for step in range(steps):
+        seen = batch(text, 8, draw)
+        loss = nn.functional.cross_entropy(model(seen[:, :-1]).flatten(0, 1), seen[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"step {step}: {loss.item():.3f}", file=sys.stderr, flush=True)
+    return model.eval()
+
+
+def gathered(model: Bytes, text: Tensor, runs: int, tokens: int, draw: torch.Generator) -> Collector:
+    collector = Collector(model, {name: name for name in linear_layers(model) if name != "head"}, tokens)
+    with torch.no_grad(), collector:
+        for _ in range(runs):
+            model(batch(text, 16, draw)[:, :-1])
+    return collector
+
+
+def output_error(layer: nn.Linear, parts: Mapping[str, Tensor], restored: Tensor, inputs: Tensor) -> float:
+    weight = layer.weight.detach().bfloat16().float()
+    difference = inputs @ (restored - weight).t()
+    if "bias" in parts:
+        difference = difference + (parts["bias"].float() - layer.bias.detach().float())
+    return float(difference.square().sum())
+
+
+def errors_of(layer: nn.Linear, given: Mapping[str, Tensor], inputs: Tensor) -> Iterator[tuple[str, str, float]]:
+    """(scheme, way, error against the scheme's mse)"""
+    weight = layer.weight.detach().bfloat16()
+    for scheme in SCHEMES:
+        plain: Any = scheme(scale_rule="mse")
+        observed = plain.observe(weight)
+        parts = plain.quantize(weight, **observed)
+        base = output_error(layer, {}, plain.dequantize(parts), inputs)
+        for way, options in WAYS.items():
+            quantizer: Any = scheme(**options)
+            wanted = {name: given[name] for name, _ in quantizer._wanted()}
+            bias = {"bias": layer.bias.detach()} if quantizer.wants_bias else {}
+            parts = quantizer.quantize(weight, **observed, **quantizer.prepare(wanted), **bias)
+            yield scheme.name, way, output_error(layer, parts, quantizer.dequantize(parts), inputs) / base - 1
+
+
+def cell(changes: Sequence[float]) -> str:
+    shown = [f"{100 * value:+.1f}" for value in (median(changes), min(changes), max(changes))]
+    return "{} [{}, {}]".format(*shown).replace("-", "−")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--tokens", type=int, default=1024)
+    chosen = parser.parse_args()
+    started = time.monotonic()
+    draw, text = torch.Generator().manual_seed(1), texts()
+    for_training = text.split(len(text) * 8 // 10)
+    for_calibration, held_out = for_training[1].chunk(2)
+    model = trained(for_training[0], chosen.steps, draw)
+    known = gathered(model, for_calibration, 8, chosen.tokens, draw).finished()
+    others = gathered(model, held_out, 4, 4096, draw).finished()
+    found: dict[tuple[str, str], list[float]] = {}
+    layers = [name for name in linear_layers(model) if name != "head"]
+    with torch.no_grad():
+        for name in layers:
+            given = known.inputs[known.layers.get(name, name)]
+            statistics = {
+                "mean": (given.total / given.count).float(),
+                "mean_square": (given.squares / given.count).float(),
+                "tokens": given.tokens,
+            }
+            inputs = others.inputs[others.layers.get(name, name)].tokens.float()
+            for scheme, way, change in errors_of(model.get_submodule(name), statistics, inputs):
+                found.setdefault((scheme, way), []).append(change)
+            print(".", end="", file=sys.stderr, flush=True)
+    print(f"\n{len(layers)} layers, {time.monotonic() - started:.0f} s", file=sys.stderr)
+    print("| | " + " | ".join(scheme.name for scheme in SCHEMES) + " |")
+    print("|---|" + "---|" * len(SCHEMES))
+    for way in WAYS:
+        print(f"| {way} | " + " | ".join(cell(found[scheme.name, way]) for scheme in SCHEMES) + " |")
+
+
+if __name__ == "__main__":
+    main()
