@@ -69,7 +69,7 @@ def run(asked: Asked, *, resume: bool = True, quiet: bool = False) -> dict[str, 
         registry = load_plugins()
         recipe = asked.load(registry)
         with make_plan(recipe, registry, require_device=True) as plan:
-            log.name = ", ".join(output.name for output in plan.outputs)
+            log.name = ", ".join(dict.fromkeys(output.name for output in plan.outputs))
             for warning in plan.warnings:
                 log.say(f"warning: {warning}")
             with progress(quiet, log) as show:
