@@ -99,6 +99,11 @@ def inspect(path: str | os.PathLike[str], registry: Registry | None = None) -> I
     return replace(found, notes=(*found.notes, *skipped))
 
 
+def _absolute(checkpoint: Checkpoint) -> str:
+    path = checkpoint.location.path
+    return str(checkpoint.location) if path is None else str(path.absolute())
+
+
 def _describe(
     checkpoint: Checkpoint, adapters: list[ModelAdapter], registry: Registry, skipped: list[str]
 ) -> Inspection:
@@ -117,7 +122,7 @@ def _describe(
     model = ModelFacts(adapter.name if adapter else "", variant or "", facts, tensors.config, files)
     held = Counter(map(checkpoint.file_of, tensors))
     return Inspection(
-        path=str(checkpoint.path),
+        path=str(checkpoint.location),
         format=checkpoint.format,
         model=adapter.name if adapter else None,
         variant=variant,
@@ -128,8 +133,12 @@ def _describe(
         files=tuple(FileSummary(file.name, file.size, held[file.name]) for file in checkpoint.files),
         skipped=checkpoint.skipped,
         quantized=_summary(found.target, weights, checkpoint.metadata) if found else None,
-        runtime_config=dict(target.runtime_config(model, weights, str(checkpoint.path.absolute()))) if target else {},
-        notes=(*(target.notes(weights) if target else ()), *([_of_statistics(tensors)] if is_statistics else [])),
+        runtime_config=dict(target.runtime_config(model, weights, _absolute(checkpoint))) if target else {},
+        notes=(
+            *checkpoint.notes,
+            *(target.notes(weights) if target else ()),
+            *([_of_statistics(tensors)] if is_statistics else []),
+        ),
         tensors=tuple(
             TensorSummary(key, spec.dtype, spec.shape, checkpoint.file_of(key)) for key, spec in tensors.items()
         ),

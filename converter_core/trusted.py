@@ -26,7 +26,7 @@ STATISTICS = 256 << 20
 """Bytes of a file of calibration statistics."""
 
 _BLOCK = 1 << 20
-CAREFULLY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
+CAREFULLY = sum(getattr(os, flag, 0) for flag in ("O_BINARY", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"))
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from .hookspecs import hookimpl
     from .json_text import load_json_object
     from .layouts import LayoutWriter
+    from .local_file import LocalFile
     from .models import ModelAdapter
     from .quantizers import Quantizer
+    from .storages import Entry, RemoteFile, Storage
     from .table_contents import TableContents
     from .table_model import TableModel
     from .tables import PREFIXES, Row, Size, Table, linear, norm
@@ -67,11 +69,13 @@ __all__ = [
     "ConverterError",
     "DeviceBackend",
     "DeviceStream",
+    "Entry",
     "Extras",
     "FileContents",
     "FileLayout",
     "HeaderReader",
     "LayoutWriter",
+    "LocalFile",
     "LoraChange",
     "ModelAdapter",
     "ModelFacts",
@@ -84,9 +88,11 @@ __all__ = [
     "Quantizer",
     "RecipeError",
     "Refused",
+    "RemoteFile",
     "Row",
     "Size",
     "SourceTensors",
+    "Storage",
     "Stored",
     "SyntheticCheckpoint",
     "Table",
@@ -159,6 +165,7 @@ _HOME = {
     ".hookspecs": ("hookimpl",),
     ".json_text": ("load_json_object",),
     ".layouts": ("LayoutWriter",),
+    ".local_file": ("LocalFile",),
     ".models": ("ModelAdapter",),
     ".quantizers": ("Quantizer",),
     ".table_contents": ("TableContents",),
@@ -170,6 +177,11 @@ _HOME = {
         "Table",
         "linear",
         "norm",
+    ),
+    ".storages": (
+        "Entry",
+        "RemoteFile",
+        "Storage",
     ),
     ".targets": ("Target",),
     ".tensors": ("spec_of",),

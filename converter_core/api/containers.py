@@ -55,7 +55,7 @@ class FileContents:
     offsets: where the bytes of each tensor begin in the file, row by row and little endian. metadata: of the whole
     file, in the types that the format has. header: bytes before the data; with a hash of them a changed file shows.
     0: there is no such run of bytes, and keys, dtypes and shapes are hashed. reader: reads the tensors that have no
-    offset.
+    offset. notes: what a user should know, with the file's name.
     """
 
     tensors: Mapping[str, TensorSpec]
@@ -63,6 +63,7 @@ class FileContents:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     header: int = 0
     reader: TensorReader | None = None
+    notes: Sequence[str] = ()
 
 
 class Container(ABC):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .layouts import LayoutWriter
     from .models import ModelAdapter
     from .quantizers import Quantizer
+    from .storages import Storage
     from .targets import Target
 
 PROJECT = "converter_core"
@@ -68,6 +69,14 @@ def converter_devices() -> Sequence[type[DeviceBackend]]:  # type: ignore[empty-
 @hookspec
 def converter_containers() -> Sequence[type[Container]]:  # type: ignore[empty-body]
     """File formats that tensors are read from or written in.
+
+    .. versionadded:: 0.2
+    """
+
+
+@hookspec
+def converter_storages() -> Sequence[type[Storage]]:  # type: ignore[empty-body]
+    """Places where files lie, by the scheme of a URL.
 
     .. versionadded:: 0.2
     """

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..api.containers import ByteSource, Container
+from ..api.storages import Entry
 from ..api.values import TensorSpec
 from ..containers.find import container_of_file, has_suffix, ordered
-from ..containers.index import preferred_index, read_index, some
+from ..containers.index import parse_index, preferred_index, some
 from ..containers.tensor_file import TensorFile
 from ..errors import CheckpointError, PluginError, shown
 from ..plugins.registry import Catalogue, Registry, load_plugins
-from ..storage.local import LocalFile
+from ..storage.location import Location, locate
+from ..trusted import INDEX
 
 __all__ = ["Checkpoint", "NothingKnown", "SourceFile", "open_checkpoint", "weight_suffixes"]
 
-OTHER_SUFFIXES = (".bin", ".ckpt", ".onnx")
+OTHER_SUFFIXES = (".onnx",)
 """Of files that hold weights in formats that no container here may read."""
 
 
@@ -51,17 +52,24 @@ class SourceFile:
 class Checkpoint:
     """The tensors of one model, in one file or several. Only headers are read until ``read`` is called.
 
-    root: the folder its files are in. files: by name. tensors: in the order of the files and, within each, of the data.
-    metadata: the headers' own. skipped: other files with weights in the folder that was given. indexed: an index
-    names the files.
+    location: what was asked for. root: the folder its files are in. files: by name. tensors: in the order of the files
+    and, within each, of the data. metadata: the headers' own. notes: the containers' own. skipped: other files with
+    weights in the folder that was given. indexed: an index names the files.
     """
 
     def __init__(
-        self, path: Path, root: Path, format: str, readers: Sequence[TensorFile], skipped: Iterable[str], indexed: bool
+        self,
+        location: Location,
+        root: Location,
+        format: str,
+        readers: Sequence[TensorFile],
+        skipped: Iterable[str],
+        indexed: bool,
     ) -> None:
-        self.path = path
+        self.location = location
         self.root = root
         self.format = format
+        self.notes = tuple(note for reader in readers for note in reader.notes)
         self.skipped = tuple(skipped)
         self.indexed = indexed
         self._readers = tuple(readers)
@@ -71,13 +79,13 @@ class Checkpoint:
             name: text for reader in reversed(self._readers) for name, text in reader.metadata.items()
         }
         self.files = tuple(
-            SourceFile(_name(one), one.source.name, one.source.size, one.source.version, one.header_hash())
+            SourceFile(one.name, one.source.name, one.source.size, one.source.version, one.header_hash())
             for one in readers
         )
 
     def file_of(self, key: str) -> str:
         """Name of the file a tensor is in."""
-        return _name(self._of[key])
+        return self._of[key].name
 
     def read(self, key: str, start: int, into: memoryview) -> None:
         """Fill ``into`` with bytes ``[start, start + len(into))`` of a tensor. Any number of threads at a time."""
@@ -117,30 +125,27 @@ def open_checkpoint(
     owns_key: Callable[[str], bool] = lambda key: True,
     registry: Registry | None = None,
 ) -> Checkpoint:
-    """A folder (with an index or without), one file, or an index file.
+    """A folder (with an index or without), one file, or an index file; a path, or the URL of a storage.
 
     format: the name of a container; None: by the files' names and how they begin. owns_key: whether a key is of the
     model that is looked for; in a folder without an index, files without such a key are left out. registry: None: of
     the installed plugins. CheckpointError with all problems.
     """
-    containers = (registry or load_plugins()).containers
+    registry = registry or load_plugins()
+    containers = registry.containers
     try:
         asked = containers[format]() if format is not None else None
     except PluginError as error:
         raise CheckpointError(*error.problems) from None
-    path = Path(path)
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(f"{shown(path)}: cannot be opened: {reason}") from None
-    if stat.S_ISDIR(mode):
-        return _Folder(path, containers).open(asked, owns_key)
+    location = locate(path, registry.storages)
+    entries = location.entries()
+    if entries is not None:
+        return _Folder(location, entries, containers).open(asked, owns_key)
     for cls in ordered(containers):
-        if has_suffix(path.name, cls.index_suffixes):
-            return _indexed(path, path, cls())
-    (file,) = _open([path], lambda source: asked or container_of_file(source, containers))
-    return _checked(Checkpoint(path, path.parent, file.container.name, [file], (), False))
+        if has_suffix(location.name, cls.index_suffixes):
+            return _indexed(location, location, cls())
+    (file,) = _open([location], lambda source: asked or container_of_file(source, location.name, containers))
+    return _checked(Checkpoint(location, location.parent, file.container.name, [file], (), False))
 
 
 def weight_suffixes(containers: Catalogue[Container]) -> tuple[str, ...]:
@@ -151,13 +156,11 @@ def weight_suffixes(containers: Catalogue[Container]) -> tuple[str, ...]:
 class _Folder:
     """A folder in which a checkpoint is looked for."""
 
-    def __init__(self, path: Path, containers: Catalogue[Container]) -> None:
-        self.path = path
+    def __init__(self, location: Location, entries: Sequence[Entry], containers: Catalogue[Container]) -> None:
+        self.location = location
         self.containers = containers
-        try:
-            self.names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
-        except OSError as error:
-            raise CheckpointError(f"{shown(path)}: cannot be listed: {error.strerror}") from None
+        self.names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+        self.folders = [entry.name for entry in entries if entry.is_folder and not entry.name.startswith(".")]
         suffixes = weight_suffixes(containers)
         self.weights = [name for name in self.names if has_suffix(name, suffixes)]
 
@@ -167,52 +170,62 @@ class _Folder:
         unclear: list[str] = []
         formats = [asked] if asked else [cls() for cls in ordered(self.containers)]
         if not formats:
-            raise CheckpointError(f"{shown(self.path)}: no container plugin is installed that could read it")
+            raise CheckpointError(f"{shown(self.location)}: no container plugin is installed that could read it")
         for container in formats:
             index = self._index(container)
             if index is not None:
-                return _indexed(self.path, index, container, self.weights)
+                return _indexed(self.location, index, container, self.weights)
             found = [name for name in self.weights if has_suffix(name, container.suffixes)]
-            if len(found) > 1 and not container.sharded:
-                unclear.append(
-                    f"{shown(self.path)}: has several {' or '.join(container.suffixes)} files; name one as the path: "
-                    f"{some(found, 10)}"
-                )
-                continue
-            files = _open([self.path / name for name in found], _always(container))
+            alone = len(found) > 1 and not container.sharded
+            files = self._readable(container, found) if alone else self._files(container, found)
             known = [file for file in files if any(map(owns_key, file.tensors))]
             _close(file for file in files if file not in known)
-            if known:
-                used = {_name(file) for file in known}
+            if alone and len(known) != 1:
+                _close(known)
+                unclear.append(
+                    f"{shown(self.location)}: has several {' or '.join(container.suffixes)} files; name one as the "
+                    f"path: {some(found, 10)}"
+                )
+            elif known:
+                used = {file.name for file in known}
                 skipped = [name for name in self.weights if name not in used]
-                return _checked(Checkpoint(self.path, self.path, container.name, known, skipped, False))
+                return _checked(Checkpoint(self.location, self.location, container.name, known, skipped, False))
             strangers += found
         if unclear:
             raise CheckpointError(*unclear)
         if strangers:
             raise NothingKnown(
-                f"{shown(self.path)}: no file in it has a tensor with a name that is known; looked into "
+                f"{shown(self.location)}: no file in it has a tensor with a name that is known; looked into "
                 f"{some(strangers, 10)}"
             )
         raise CheckpointError(self._no_weights(formats))
 
-    def _index(self, container: Container) -> Path | None:
+    def _files(self, container: Container, names: Sequence[str]) -> list[TensorFile]:
+        return _open([self.location / name for name in names], _always(container))
+
+    def _readable(self, container: Container, names: Sequence[str]) -> list[TensorFile]:
+        """Those that can be opened: of files that have nothing to do with each other one may be broken."""
+        files: list[TensorFile] = []
+        for name in names:
+            with suppress(CheckpointError):
+                files += self._files(container, [name])
+        return files
+
+    def _index(self, container: Container) -> Location | None:
         indexes = [name for name in self.names if has_suffix(name, container.index_suffixes)]
         if not indexes:
             return None
         name = preferred_index(indexes)
         if name is None:
-            raise CheckpointError(f"{shown(self.path)}: has several indexes; name one as the path: {some(indexes, 10)}")
-        return self.path / name
+            raise CheckpointError(
+                f"{shown(self.location)}: has several indexes; name one as the path: {some(indexes, 10)}"
+            )
+        return self.location / name
 
     def _no_weights(self, formats: Sequence[Container]) -> str:
-        folder = self.path
-        inside = [
-            entry
-            for entry in sorted(folder.iterdir())
-            if entry.is_dir() and not entry.name.startswith(".") and _holds_weights(entry, formats)
-        ]
-        if (folder / "model_index.json").is_file():
+        folder = self.location
+        inside = [folder / name for name in self.folders if _holds_weights(folder / name, formats)]
+        if "model_index.json" in self.names:
             models = [entry for entry in inside if entry.name.startswith("transformer")] or [folder / "transformer"]
             remedy = " or ".join(map(shown, models))
             return f"{shown(folder)}: is a whole pipeline; give the folder of its transformer: {remedy}"
@@ -222,13 +235,13 @@ class _Folder:
         return f"{shown(folder)}: has no {lacks}{there}"
 
 
-def _holds_weights(folder: Path, formats: Sequence[Container]) -> bool:
+def _holds_weights(folder: Location, formats: Sequence[Container]) -> bool:
     suffixes = [suffix for container in formats for suffix in container.suffixes]
-    return any(has_suffix(entry.name, suffixes) for entry in folder.iterdir())
+    return any(has_suffix(entry.name, suffixes) for entry in folder.entries() or ())
 
 
-def _indexed(path: Path, index: Path, container: Container, weights: Sequence[str] = ()) -> Checkpoint:
-    where = read_index(index)
+def _indexed(location: Location, index: Location, container: Container, weights: Sequence[str] = ()) -> Checkpoint:
+    where = parse_index(index.content(INDEX), index)
     names = sorted(set(where.values()))
     files = _open([index.parent / name for name in names], _always(container))
     listed: dict[str, set[str]] = {name: set() for name in names}
@@ -236,7 +249,7 @@ def _indexed(path: Path, index: Path, container: Container, weights: Sequence[st
         listed[name].add(key)
     problems = []
     for file in files:
-        name = _name(file)
+        name = file.name
         beside = [key for key in file.tensors if key not in listed[name]]
         absent = sorted(listed[name] - set(file.tensors))
         if beside:
@@ -247,20 +260,20 @@ def _indexed(path: Path, index: Path, container: Container, weights: Sequence[st
         _close(files)
         raise CheckpointError(*problems)
     skipped = [name for name in weights if name not in listed]
-    return _checked(Checkpoint(path, index.parent, container.name, files, skipped, True))
+    return _checked(Checkpoint(location, index.parent, container.name, files, skipped, True))
 
 
 def _always(container: Container) -> Callable[[ByteSource], Container]:
     return lambda source: container
 
 
-def _open(paths: Iterable[Path], container_for: Callable[[ByteSource], Container]) -> list[TensorFile]:
+def _open(locations: Iterable[Location], container_for: Callable[[ByteSource], Container]) -> list[TensorFile]:
     """All of them, or a CheckpointError with what is wrong with each and none left open."""
     files: list[TensorFile] = []
     problems: list[str] = []
-    for path in paths:
+    for location in locations:
         try:
-            files.append(TensorFile(LocalFile(path), container_for))
+            files.append(TensorFile(location.open(), container_for, location.name))
         except CheckpointError as error:
             problems += error.problems
     if problems:
@@ -275,26 +288,23 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     for reader in checkpoint._readers:
         for key in reader.tensors:
             last = checkpoint.file_of(key)
-            if last != _name(reader):
-                twice.setdefault((_name(reader), last), []).append(key)
+            if last != reader.name:
+                twice.setdefault((reader.name, last), []).append(key)
     problems = [
-        f"{shown(checkpoint.path)}: {shown(one)} and {shown(other)} both have {some(keys)}; name one file as the path"
+        f"{shown(checkpoint.location)}: {shown(one)} and {shown(other)} both have {some(keys)}; name one file as the "
+        "path"
         for (one, other), keys in twice.items()
     ]
     if len(checkpoint.tensors) > MOST_TENSORS:
         problems = [
-            f"{shown(checkpoint.path)}: has {len(checkpoint.tensors):,} tensors; at most {MOST_TENSORS:,} are read"
+            f"{shown(checkpoint.location)}: has {len(checkpoint.tensors):,} tensors; at most {MOST_TENSORS:,} are read"
         ]
     if not checkpoint.tensors:
-        problems.append(f"{shown(checkpoint.path)}: has no tensors")
+        problems.append(f"{shown(checkpoint.location)}: has no tensors")
     if problems:
         checkpoint.close()
         raise CheckpointError(*problems)
     return checkpoint
-
-
-def _name(file: TensorFile) -> str:
-    return Path(file.source.name).name
 
 
 def _close(files: Iterable[TensorFile]) -> None:

@@ -14,6 +14,7 @@ _PACKAGES: Mapping[str, str] = {
     "layout": "layouts",
     "device": "devices",
     "container": "containers",
+    "storage": "storages",
 }
 """Kind -> the name of a package of such plugins. Where a module's path holds none, its kind cannot be told."""
 

@@ -9,7 +9,7 @@ import typer
 
 
 def new(
-    kind: Annotated[str, typer.Argument(help="quantizer, target, layout, model, device or container.")],
+    kind: Annotated[str, typer.Argument(help="quantizer, target, layout, model, device, container or storage.")],
     name: Annotated[str, typer.Argument(help="What recipes will call it, e.g. my_scheme.")],
     folder: Annotated[
         Path | None, typer.Option("--dir", help="Where to write it.", show_default="./converter-NAME")

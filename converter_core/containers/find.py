@@ -21,15 +21,16 @@ def has_suffix(name: str, suffixes: Iterable[str]) -> bool:
     return name.lower().endswith(tuple(suffixes))
 
 
-def container_of_file(source: ByteSource, containers: Catalogue[Container]) -> Container:
-    """By the suffix; of several with that suffix, or of none, the one whose mark the file bears. CheckpointError."""
+def container_of_file(source: ByteSource, name: str, containers: Catalogue[Container]) -> Container:
+    """By how it begins, and by the suffix of its name where that tells nothing, or where several begin so.
+
+    CheckpointError if there is none.
+    """
     known = ordered(containers)
-    named = [cls for cls in known if has_suffix(source.name, cls.suffixes)]
-    if len(named) == 1:
-        return named[0]()
+    named = [cls for cls in known if has_suffix(name, cls.suffixes)]
     head = bytearray(min(HEAD, source.size))
     source.read(0, memoryview(head))
-    marked = [cls for cls in named or known if cls.recognises(bytes(head))]
+    marked = [cls for cls in (*named, *known) if cls.recognises(bytes(head))]
     if marked or named:
         return (marked or named)[0]()
     suffixes = " nor ".join(suffix for cls in known for suffix in cls.suffixes)

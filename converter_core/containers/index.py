@@ -22,6 +22,11 @@ def read_index(path: Path) -> Mapping[str, str]:
         text = read_file(path, INDEX)
     except OSError as error:
         raise CheckpointError(f"{shown(path)}: cannot be read: {error.strerror}; this is no index") from None
+    return parse_index(text, path)
+
+
+def parse_index(text: bytes, path: object) -> Mapping[str, str]:
+    """The same, of an index's content. path: for messages."""
     where = load_json_object(text, shown(path), "this is no index").get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise CheckpointError(f"{shown(path)}: weight_map must map tensors to file names")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from ..api.containers import ByteSource, Container, FileContents
@@ -23,11 +24,13 @@ BLOCK = 4 << 20
 class TensorFile:
     """Its tensors in the order of their data, each with its spec. Reading is for any number of threads at a time.
 
-    It owns the source and closes it. CheckpointError, whatever is wrong with the file or with its container.
+    name: without its folder. It owns the source and closes it. CheckpointError, whatever is wrong with the file or
+    with its container.
     """
 
-    def __init__(self, source: ByteSource, container_for: Callable[[ByteSource], Container]) -> None:
+    def __init__(self, source: ByteSource, container_for: Callable[[ByteSource], Container], name: str = "") -> None:
         self.source = source
+        self.name = name or PurePath(source.name).name
         try:
             self.container = container_for(source)
             contents = _read(source, self.container)
@@ -37,6 +40,7 @@ class TensorFile:
         self._contents = contents
         self._offsets = contents.offsets
         self.metadata: Mapping[str, Any] = contents.metadata
+        self.notes = tuple(contents.notes)
         by_offset = sorted(contents.tensors.items(), key=lambda item: (contents.offsets.get(item[0], -1), item[0]))
         ordered = by_offset if contents.offsets else contents.tensors.items()
         self.tensors: Mapping[str, TensorSpec] = dict(ordered)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .. import system
 from ..api.devices import DeviceStream
 from ..errors import ConversionError, ConverterError, PlanError, shown
 from ..folder import Folder, make_folder
@@ -24,7 +24,7 @@ from ..planning.planner import make_plan
 from ..planning.slab_size import Cut, cut
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe
-from .memory import Budget, peak_memory
+from .memory import Budget
 from .output_run import OutputRun
 from .prepared import Prepared, grouped
 from .result import OutputResult, Result
@@ -87,13 +87,14 @@ def _locked(output: Path) -> Iterator[Folder]:
     """One process at a time writes to an output folder; the lock dies with its owner and leaves no file."""
     with make_folder(output) as folder:
         try:
-            fcntl.flock(folder.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # where folders cannot be locked, two runs at once are the user's to avoid
+            system.lock(folder.fileno())
         except BlockingIOError:
             raise ConversionError(
                 f"{shown(output)}: another conversion is writing there; wait for it or stop it"
             ) from None
-        except OSError:
-            pass  # a file system without locks on folders: two runs at once are then the user's to avoid
+        except OSError:  # folders cannot even be held open here
+            pass
         yield folder
 
 
@@ -226,7 +227,7 @@ def _result(plan: Plan, started: float, runs: Sequence[OutputRun], resumed: Mapp
     return Result(
         outputs=tuple(_output_result(plan, run, resumed.get(run.plan.number, {})) for run in runs),
         seconds=round(time.monotonic() - started, 3),
-        peak_memory=peak_memory(),
+        peak_memory=system.peak_resident(),
         notes=plan.notes,
         warnings=(*plan.warnings, *(warning for run in runs for warning in run.warnings)),
     )

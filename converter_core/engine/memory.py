@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import resource
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ..system import libc_function
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -18,16 +17,10 @@ def keep_freed_memory() -> None:
 
     For the command line alone: in a library the process, and what its memory costs, is the host's.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = libc_function("mallopt")
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
-
-
-def peak_memory() -> int:
-    """Bytes: the largest resident size of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Budget:

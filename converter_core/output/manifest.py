@@ -49,9 +49,16 @@ def is_manifest(content: Any) -> bool:
 def load_manifest(path: Path) -> dict[str, Any]:
     """CheckpointError if it is not a manifest, if it was changed after it was written, or if it names files outside."""
     try:
-        return _parse(read_file(path, MANIFEST))
+        data = read_file(path, MANIFEST)
     except OSError as error:
         raise CheckpointError(f"{shown(path)}: cannot be read as a manifest ({error.strerror})") from None
+    return parse_manifest(data, path)
+
+
+def parse_manifest(data: bytes, path: object) -> dict[str, Any]:
+    """The same, of a manifest's content. path: for messages."""
+    try:
+        return _parse(data)
     except _NoManifest as error:
         raise CheckpointError(f"{shown(path)}: {error}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from .. import system
 from ..api.values import FileLayout
 from ..errors import ConversionError, shown
 from ..folder import Folder
@@ -19,10 +19,7 @@ from ..trusted import open_regular
 from . import journal
 from .unfinished import FILES, staging_name
 
-# Linux writes at most 2,147,479,552 bytes at once; smaller pieces also let a signal through.
-LARGEST_WRITE = 64 << 20
 FLUSH_EVERY = 64 << 20
-_SYNC_FILE_RANGE_WRITE = 2
 COPY_BLOCK = 4 << 20
 
 
@@ -73,11 +70,8 @@ class Staging:
 
     def _allocate(self, fd: int, path: Path, size: int) -> None:
         try:
-            os.posix_fallocate(fd, 0, size)
+            system.allocate(fd, size)
         except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-                os.ftruncate(fd, size)
-                return
             free = shutil.disk_usage(self.folder.path).free
             raise _full(error, path, size - free) from error
 
@@ -142,9 +136,10 @@ def checksum(folder: Folder, file: str, at: int, nbytes: int | None) -> int:
     crc = 0
     try:
         end = at + nbytes if nbytes is not None else os.fstat(fd).st_size
+        buffer = memoryview(bytearray(min(COPY_BLOCK, max(end - at, 0))))
         while at < end:
-            block = os.pread(fd, min(COPY_BLOCK, end - at), at)
-            if not block:
+            block = buffer[: end - at]
+            if system.read_at(fd, block, at) < len(block):
                 return -1
             crc = zlib.crc32(block, crc)
             at += len(block)
@@ -173,10 +168,10 @@ class StagedFile:
         self._unflushed += len(data)
         if self._unflushed >= FLUSH_EVERY:
             self._unflushed = 0
-            _start_writeback(self._fd)
+            system.start_writeback(self._fd)
 
     def close(self) -> None:
-        _start_writeback(self._fd)
+        system.start_writeback(self._fd)
         os.close(self._fd)
 
     def __enter__(self) -> StagedFile:
@@ -187,12 +182,10 @@ class StagedFile:
 
 
 def _write_at(fd: int, data: memoryview, start: int, path: Path) -> None:
-    done = 0
-    while done < len(data):
-        try:
-            done += os.pwrite(fd, data[done : done + LARGEST_WRITE], start + done)
-        except OSError as error:
-            raise _full(error, path, len(data) - done) from error
+    try:
+        system.write_at(fd, data, start)
+    except OSError as error:
+        raise _full(error, path, getattr(error, "missing", len(data))) from error
 
 
 def _full(error: OSError, path: Path, missing: int) -> ConversionError:
@@ -202,12 +195,3 @@ def _full(error: OSError, path: Path, missing: int) -> ConversionError:
         f"{shown(path)}: the disk is full, {max(missing, 1)} more bytes are needed there; make room and run the "
         "same command again, it goes on where it stopped"
     )
-
-
-_libc = ctypes.CDLL(None)
-
-
-def _start_writeback(fd: int) -> None:
-    """Let the kernel begin to write, so that fsync at the end finds little to do. A hint: failure is of no matter."""
-    if hasattr(_libc, "sync_file_range"):
-        _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)

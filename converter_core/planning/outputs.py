@@ -231,7 +231,7 @@ def _transcode_problems(recipe: Recipe, target: Target, source: SourcePlan, said
         said.append(f"the source is quantized already ({quantized}); only the layout changes")
         return
     yield (
-        f"{source.stores.base.path}: is quantized already ({quantized}); give the original checkpoint, or use "
+        f"{source.stores.base.location}: is quantized already ({quantized}); give the original checkpoint, or use "
         f"method: none and target.format: {quantized.target} to change the layout only"
     )
 
@@ -248,8 +248,8 @@ def _quantized_without_scales(assignments: Iterable[Assignment], source: SourceP
     if found:
         dtype = source.tensors[found[0]].dtype
         yield (
-            f"{source.stores.base.path}: {len(found)} weights are {dtype} already, e.g. {found[0]}, in no format that "
-            "is known here; give the original checkpoint"
+            f"{source.stores.base.location}: {len(found)} weights are {dtype} already, e.g. {found[0]}, in no format "
+            "that is known here; give the original checkpoint"
         )
 
 
@@ -311,10 +311,11 @@ def _side(
     side: dict[str, bytes] = {}
     copies: dict[str, Path] = {}
     if made.recipe.output.copy_metadata:
-        if checkpoint.path.is_dir():
+        folder = checkpoint.location.path
+        if folder is not None and folder.is_dir():
             try:
                 found = side_files.side_files(
-                    checkpoint.root,
+                    folder,
                     source.adapter,
                     source.tensors,
                     target.config_format,
@@ -325,7 +326,10 @@ def _side(
             else:
                 side, copies = found.written, found.copies
         else:
-            made.notes.append("copy_metadata copies from a source folder; the source is a single file, so nothing is")
+            made.notes.append(
+                "copy_metadata copies from a source folder on this machine; the source is a single file or lies "
+                "elsewhere, so nothing is"
+            )
     try:
         config = _config(target, source, weights)
     except Refused as refusal:

@@ -202,7 +202,7 @@ class Plan:
             **(outputs[0] if len(outputs) == 1 else {"outputs": outputs}),
             "model": {"adapter": self.adapter.name, "variant": self.model.variant, **self.model.facts},
             "source": {
-                "path": str(source.path),
+                "path": str(source.location),
                 "files": [file.name for file in source.files],
                 "tensors": len(source.tensors),
                 "bytes": sum(spec.nbytes for spec in source.tensors.values()),

@@ -16,14 +16,14 @@ from ..api.models import ModelAdapter
 from ..checkpoint.files import Checkpoint, open_checkpoint
 from ..checkpoint.inventory import inventory, skipped_tensors
 from ..checkpoint.recognition import open_source, recognisers
-from ..errors import PlanError
+from ..errors import CheckpointError, PlanError
 from ..output import state as output_folder
 from ..output.side_files import CONFIG
 from ..plugins import attribution
 from ..plugins.registry import Registry, load_plugins
 from ..recipe.load import Recipe, load_recipe, make_plugin
+from ..storage.location import Location
 from ..trusted import CONFIG as CONFIG_BYTES
-from ..trusted import read_file
 from . import notes, outputs, resources, transcode, validate
 from .jobs import merged
 from .loras import plan_loras
@@ -53,7 +53,7 @@ def make_plan(
         raise PlanError(f"{asked.where('performance.device')}: {found.absence}")
     adapters = _adapters(asked, registry)
     skipped: list[str] = []
-    checkpoint = open_source(Path(asked.source.path), adapters, skipped, format=asked.source.format, registry=registry)
+    checkpoint = open_source(asked.source.path, adapters, skipped, format=asked.source.format, registry=registry)
     stores = Stores(checkpoint, partial(open_checkpoint, registry=registry), asked.source.calibration)
     try:
         with attribution.attribute_errors(registry):
@@ -86,12 +86,12 @@ def _plan(
         target = registry.targets[quantized.target]()
         quantized = transcode.with_shapes(quantized, tensors, target, registry)
         tensors = transcode.unpacked(tensors, quantized)
-    adapter, variant = _recognise(adapters, tensors, stores.base.path, skipped)
+    adapter, variant = _recognise(adapters, tensors, stores.base.location, skipped)
     tensors = source_tensors(stores.base, tensors, stores.of(adapter))
     model = ModelFacts(adapter.name, variant, adapter.describe(tensors), tensors.config)
     problems = [*adapter.problems(tensors)]
     if quantized is None:
-        problems += unread_scales(tensors, stores.base.path)
+        problems += unread_scales(tensors, stores.base.location)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
     loras = plan_loras(recipe, adapter, infos, stores, quantized, registry)
@@ -100,7 +100,8 @@ def _plan(
     source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, inference, found.name, loras)
     for one in recipes:
         files = (Path(file.path) for file in stores.base.files)
-        problems += output_folder.check_apart(Path(one.output.path), stores.base.path, files)
+        if stores.base.location.path is not None:
+            problems += output_folder.check_apart(Path(one.output.path), stores.base.location.path, files)
     drafts = [outputs.draft(number, *pair, source) for number, pair in enumerate(zip(recipes, targets, strict=True))]
     problems += dict.fromkeys(problem for draft in drafts for problem in draft.problems)
     if problems:
@@ -128,6 +129,7 @@ def _plan(
             *(warning for output in planned for warning in output.warnings),
             *([found.absence] if found.absence else []),
             *skipped,
+            *stores.base.notes,
             *skipped_tensors(adapter, tensors),
             *loras.warnings,
         ),
@@ -146,18 +148,17 @@ def source_tensors(
     return SourceTensors(found, checkpoint.metadata, _config(checkpoint.root), stores, partial(read_whole, checkpoint))
 
 
-def _config(root: Path) -> Mapping[str, Any]:
+def _config(root: Location) -> Mapping[str, Any]:
     """The ``config.json`` beside the weights; empty if there is none that can be read."""
-    path = root / CONFIG
     try:
-        config = json.loads(read_file(path, CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError):
+        config = json.loads((root / CONFIG).content(CONFIG_BYTES))
+    except (CheckpointError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 
 
 def _recognise(
-    adapters: Sequence[ModelAdapter], tensors: SourceTensors, path: Path, skipped: list[str]
+    adapters: Sequence[ModelAdapter], tensors: SourceTensors, path: Location, skipped: list[str]
 ) -> tuple[ModelAdapter, str]:
     known = recognisers(adapters, tensors, skipped)
     if len(known) > 1:

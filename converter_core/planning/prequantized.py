@@ -6,7 +6,6 @@ Such a file must not be taken for ordinary weights: codes without their scales a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from ..api.contexts import SourceTensors
 from ..errors import shown
@@ -14,7 +13,7 @@ from ..errors import shown
 CODES = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8"})
 
 
-def unread_scales(tensors: SourceTensors, path: Path) -> Iterator[str]:
+def unread_scales(tensors: SourceTensors, path: object) -> Iterator[str]:
     """Why a checkpoint cannot be taken as it is; nothing if no codes have scales beside them.
 
     ``X.weight`` of 8 bits beside ``X.scale_weight``, ``X.weight_scale``, ``X.weight.scale`` and the like, packed into

@@ -22,6 +22,7 @@ from ..api.hookspecs import PROJECT
 from ..api.layouts import LayoutWriter
 from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
+from ..api.storages import Storage
 from ..api.targets import Target
 from ..errors import PluginError, unknown
 from .validation import KINDS, unfit
@@ -110,10 +111,11 @@ class Registry:
     layouts: Catalogue[LayoutWriter]
     devices: Catalogue[DeviceBackend]
     containers: Catalogue[Container]
+    storages: Catalogue[Storage]
     broken: tuple[Broken, ...] = ()
 
     def catalogues(self) -> tuple[Catalogue[Any], ...]:
-        return (self.models, self.quantizers, self.targets, self.layouts, self.devices, self.containers)
+        return (self.models, self.quantizers, self.targets, self.layouts, self.devices, self.containers, self.storages)
 
 
 def load_plugins(*, extra: Iterable[object] = (), blocked: Iterable[str] | None = None) -> Registry:
@@ -222,6 +224,7 @@ class _Found:
             layouts=catalogue("layout"),
             devices=catalogue("device"),
             containers=catalogue("container"),
+            storages=catalogue("storage"),
             broken=tuple(self.broken),
         )
 

@@ -12,6 +12,7 @@ from ..api.devices import DeviceBackend
 from ..api.layouts import LayoutWriter
 from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
+from ..api.storages import Storage
 from ..api.targets import Target
 
 KINDS: Mapping[str, tuple[str, type]] = {
@@ -21,6 +22,7 @@ KINDS: Mapping[str, tuple[str, type]] = {
     "layout": ("converter_layouts", LayoutWriter),
     "device": ("converter_devices", DeviceBackend),
     "container": ("converter_containers", Container),
+    "storage": ("converter_storages", Storage),
 }
 """Kind -> its hook, and the class that what it returns must derive from."""
 
@@ -42,7 +44,7 @@ def unfit(cls: Any, base: type) -> str:
         return f"{cls.__name__} cannot be called {name!r}; the core has its own meaning for it"
     if inspect.isabstract(cls):
         return f"{cls.__name__} lacks {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}"
-    return _unfit_options(cls, base) or _unfit_arguments(cls) or (_unfit_suffixes(cls) if base is Container else "")
+    return _unfit_options(cls, base) or _unfit_arguments(cls) or _unfit_names(cls, base)
 
 
 def _unfit_options(cls: type, base: type) -> str:
@@ -69,6 +71,15 @@ def _unfit_options(cls: type, base: type) -> str:
     annotated = {name for name, kind in annotations.items() if "ClassVar" not in str(kind)}
     if lost := sorted(name for name in annotated - options - {"name", *dir(base)} if not name.startswith("_")):
         return f"{cls.__name__} must be a dataclass with frozen=True; {', '.join(lost)} would be no option"
+    return ""
+
+
+def _unfit_names(cls: Any, base: type) -> str:
+    if base is Container:
+        return _unfit_suffixes(cls)
+    schemes = getattr(cls, "schemes", ())
+    if base is Storage and (isinstance(schemes, str) or not schemes or any(one != one.lower() for one in schemes)):
+        return f'{cls.__name__} has no schemes in lower case; say which URLs are its own: schemes = ("s3",)'
     return ""
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ..api.quantizers import Quantizer
 from ..errors import PluginError, nearest, unknown
 from ..plugins.registry import Catalogue, Registry, options_of
+from ..storage.location import scheme_of
 from .options import followed, try_plugin
 from .schema import Problem, fit, join, show
 from .values import Recipe
@@ -82,10 +83,16 @@ class _Check:
         yield from self._scheme("quantization", quantization.method, quantization.options)
         for number, rule in enumerate(quantization.rules):
             yield from self._scheme(f"quantization.rules[{number}]", rule.method, rule.options)
+        yield from self._output_path()
         yield from self._modules()
         yield from self._precision()
         yield from self._layout()
         yield from self._target_options()
+
+    def _output_path(self) -> Iterable[Problem]:
+        path = self.recipe.output.path
+        if self._sound("output.path") and path and scheme_of(path):
+            yield Problem("output.path", f"must be a folder on this machine, not {path}; convert, then upload it")
 
     def _sound(self, *paths: str) -> bool:
         def touches(one: str, other: str) -> bool:

@@ -25,6 +25,7 @@ KINDS: Mapping[str, str] = MappingProxyType(
         "model": "ModelConformance",
         "device": "DeviceConformance",
         "container": "ContainerConformance",
+        "storage": "StorageConformance",
     }
 )
 """Kind of plugin -> the kit that tests it."""
@@ -49,6 +50,7 @@ def new_plugin(kind: str, name: str, folder: Path | None = None) -> list[Path]:
         "distribution": f"converter-{name.replace('_', '-')}",
         "package": f"converter_{name}",
         "kind": kind,
+        "scheme": name.replace("_", "-"),
         "kit": KINDS[kind],
     }
     root = folder or Path(words["distribution"])

@@ -17,6 +17,7 @@ from .devices import DeviceConformance
 from .layouts import LayoutWriterConformance
 from .models import ModelConformance
 from .quantizers import QuantizerConformance
+from .storages import StorageConformance
 from .targets import TargetConformance
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "LayoutWriterConformance",
     "ModelConformance",
     "QuantizerConformance",
+    "StorageConformance",
     "TargetConformance",
 ]

@@ -14,12 +14,12 @@ import torch
 
 from ..api.containers import Container
 from ..api.formats import UNQUANTIZED
+from ..api.local_file import LocalFile
 from ..api.values import FileLayout, OutputTensor, PlannedWeight, TensorSpec, WeightInfo
 from ..containers.find import HEAD
 from ..containers.tensor_file import TensorFile
 from ..errors import CheckpointError
 from ..planning.validate import spans
-from ..storage.local import LocalFile
 from .options import check_class
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import torch
 from ..api.containers import Container
 from ..api.contexts import ModelFacts, SourceTensors, WeightContext
 from ..api.formats import UNQUANTIZED, QuantFormat
+from ..api.local_file import LocalFile
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.tensors import same, spec_of
@@ -25,7 +26,6 @@ from ..planning.file_layout import container_of
 from ..planning.passthrough import Passthrough
 from ..planning.shape_inference import OutputSchema, common_row_block
 from ..plugins.registry import load_plugins
-from ..storage.local import LocalFile
 from .models import FOREIGN
 from .options import check_class
 from .samples import OneThread, context_of, copies, difference, finite, given, later, sample_weight, schema_of, slabs

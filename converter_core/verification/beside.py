@@ -11,15 +11,19 @@ from ..errors import printable, shown
 from ..output import journal
 from ..output.manifest import SUFFIX
 from ..output.unfinished import staging_name
-from .expected import files_listed
+from ..storage.location import Location
+from .expected import files_listed, manifests_beside
 from .files import Output
 
 
-def look_beside(output: Output, manifest: Path | None, suffixes: Collection[str]) -> None:
-    """suffixes: of the weight files that a runtime would find in the folder."""
+def look_beside(output: Output, manifest: Location | None, suffixes: Collection[str]) -> None:
+    """suffixes: of the weight files that a runtime would find in the folder. Elsewhere than on a disk: nothing."""
+    folder = output.folder.path
+    if folder is None:
+        return
     own = staging_name(manifest.name.removesuffix(SUFFIX)) if manifest else None
     others = []
-    for name in _unfinished(output.folder):
+    for name in _unfinished(folder):
         if own is None:
             output.problem(name, "is an unfinished conversion, and no manifest says that these files are complete")
         elif name == own:
@@ -29,7 +33,7 @@ def look_beside(output: Output, manifest: Path | None, suffixes: Collection[str]
     if others:
         output.notes.append(f"{shown(output.folder)} also holds an unfinished conversion: {_some(others)}")
     if manifest is not None:
-        output.notes += _strays(output.folder, suffixes)
+        output.notes += _strays(output.folder, folder, suffixes)
 
 
 def _unfinished(folder: Path) -> list[str]:
@@ -37,9 +41,9 @@ def _unfinished(folder: Path) -> list[str]:
     return [name for name in found if os.path.lexists(folder / name / journal.NAME)]
 
 
-def _strays(folder: Path, suffixes: Collection[str]) -> Iterator[str]:
+def _strays(location: Location, folder: Path, suffixes: Collection[str]) -> Iterator[str]:
     """Weight files that a runtime which is given the whole folder may load too."""
-    owned = {file for manifest in folder.glob("*" + SUFFIX) for file in files_listed(manifest) or ()}
+    owned = {file for manifest in manifests_beside(location) for file in files_listed(manifest) or ()}
     strays = sorted(
         path.name for path in folder.iterdir() if has_suffix(path.name, suffixes) and path.name not in owned
     )

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import stat
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ..api.formats import UNQUANTIZED, QuantFormat
+from ..api.storages import Entry
 from ..api.values import Stored, TensorSpec
 from ..errors import CheckpointError, VerificationError, shown
-from ..output.manifest import SUFFIX, is_manifest, load_manifest
-from ..trusted import MANIFEST, is_inside, read_file
+from ..output.manifest import SUFFIX, is_manifest, load_manifest, parse_manifest
+from ..storage.location import Location
+from ..trusted import MANIFEST, is_inside
 from .result import Problem
 
 T = TypeVar("T")
@@ -51,49 +52,63 @@ class Expected:
     loras: tuple[str, ...] = ()
 
 
-def find_manifest(path: Path) -> Path | None:
+def find_manifest(output: Location) -> Location | None:
     """The manifest that a folder, one of its files or the manifest itself stands for; None: there is none."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise VerificationError(f"{shown(path)}: does not exist") from None
-    except (OSError, ValueError) as error:
-        raise VerificationError(f"{shown(path)}: cannot be opened ({reason_of(error)})") from None
-    if stat.S_ISDIR(mode):
-        found = sorted(path.glob("*" + SUFFIX))
+    entries = _entries_of(output)
+    if entries is not None:
+        found = [output / entry.name for entry in entries if entry.name.endswith(SUFFIX)]
         if len(found) > 1:
             names = ", ".join(shown(manifest.name) for manifest in found)
-            raise VerificationError(f"{shown(path)}: has several conversions; name one of their manifests: {names}")
+            raise VerificationError(f"{shown(output)}: has several conversions; name one of their manifests: {names}")
         return found[0] if found else None
-    if path.name.endswith(SUFFIX):
-        return path
+    if output.name.endswith(SUFFIX):
+        return output
     unreadable = None
-    for manifest in sorted(path.parent.glob("*" + SUFFIX)):
+    for manifest in manifests_beside(output.parent):
         files = files_listed(manifest)
         if files is None:
             unreadable = manifest
-        elif path.name in files:
+        elif output.name in files:
             return manifest
     return unreadable
 
 
-def files_listed(manifest: Path) -> set[str] | None:
+def _entries_of(output: Location) -> Sequence[Entry] | None:
+    if output.path is not None and not os.path.lexists(output.path):
+        raise VerificationError(f"{shown(output)}: does not exist")
+    try:
+        return output.entries()
+    except CheckpointError as error:
+        raise VerificationError(*error.problems) from None
+
+
+def manifests_beside(folder: Location) -> list[Location]:
+    """The manifests in a folder; none where it cannot be listed."""
+    try:
+        entries = folder.entries() or ()
+    except CheckpointError:
+        return []
+    return [folder / entry.name for entry in entries if entry.name.endswith(SUFFIX)]
+
+
+def files_listed(manifest: Location) -> set[str] | None:
     """The files that a manifest claims, whatever else is wrong with it; None: it cannot be read as one."""
     try:
-        content = json.loads(read_file(manifest, MANIFEST))
-    except (OSError, ValueError, RecursionError):
+        content = json.loads(manifest.content(MANIFEST))
+    except (CheckpointError, ValueError, RecursionError):
         return None
     files = content.get("files") if is_manifest(content) else None
     return set(map(str, files)) if isinstance(files, dict) else None
 
 
-def read_manifest(path: Path) -> Expected:
+def read_manifest(manifest: Location) -> Expected:
     """CheckpointError if it is damaged, or if its values are not of the types that this tool writes."""
-    content = load_manifest(path)
+    path = manifest.path
+    content = parse_manifest(manifest.content(MANIFEST), manifest) if path is None else load_manifest(path)
     try:
-        return _expected(path.name, content)
+        return _expected(manifest.name, content)
     except _Malformed as error:
-        raise CheckpointError(f"{shown(path)}: is not laid out as a manifest of this tool: {error}") from None
+        raise CheckpointError(f"{shown(manifest)}: is not laid out as a manifest of this tool: {error}") from None
 
 
 def reason_of(error: BaseException) -> str:

@@ -6,13 +6,12 @@ import zlib
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 
 from ..api.containers import Container
 from ..api.values import TensorSpec
 from ..containers.tensor_file import TensorFile
-from ..storage.local import LocalFile
+from ..storage.location import Location
 from .result import Problem
 
 BLOCK = 4 << 20
@@ -22,9 +21,8 @@ BLOCK = 4 << 20
 class OutputFile(TensorFile):
     """A file of weights of an output. CheckpointError, whatever is wrong with it or with the container."""
 
-    def __init__(self, folder: Path, name: str, container: Container) -> None:
-        self.name = name
-        super().__init__(LocalFile(folder / name), lambda source: container)
+    def __init__(self, folder: Location, name: str, container: Container) -> None:
+        super().__init__((folder / name).open(), lambda source: container, name)
         self.size = self.source.size
 
 
@@ -68,7 +66,7 @@ class Output:
     weight_map: key -> file. sizes: bytes of each file that is there. checksums: how many were compared.
     """
 
-    folder: Path
+    folder: Location
     files: dict[str, OutputFile] = field(default_factory=dict)
     weight_map: dict[str, OutputFile] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)

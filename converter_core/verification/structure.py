@@ -5,26 +5,28 @@ from __future__ import annotations
 import stat
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 from ..api.containers import Container
 from ..api.values import TensorSpec
 from ..checkpoint.files import open_checkpoint
-from ..containers.index import read_index
+from ..containers.index import parse_index
 from ..errors import CheckpointError, shown
 from ..plugins.registry import Registry
+from ..storage.location import Location
+from ..trusted import INDEX
 from .expected import Expected, reason_of
 from .files import BLOCK, Output, OutputFile
 
 INDEX_SUFFIX = ".index.json"
 
 
-def open_without_manifest(path: Path, registry: Registry) -> Output:
+def open_without_manifest(path: Location, registry: Registry) -> Output:
     """Another tool's files, or ours whose manifest is gone. CheckpointError if they cannot be read."""
-    with open_checkpoint(path, registry=registry) as checkpoint:
-        names = [file.name for file in checkpoint.files]
-        folder, container = checkpoint.root, registry.containers[checkpoint.format]()
+    with open_checkpoint(str(path), registry=registry) as checkpoint:
+        names, folder = [file.name for file in checkpoint.files], checkpoint.root
+        container = registry.containers[checkpoint.format]()
     output = Output(folder)
     for name in names:
         file = OutputFile(folder, name, container)
@@ -33,7 +35,7 @@ def open_without_manifest(path: Path, registry: Registry) -> Output:
     return output
 
 
-def open_by_manifest(folder: Path, expected: Expected, container: Container) -> Output:
+def open_by_manifest(folder: Location, expected: Expected, container: Container) -> Output:
     """Every file that the manifest lists: there, of the right size, with the right header and the right tensors."""
     output = Output(folder)
     output.problems += expected.findings
@@ -51,22 +53,39 @@ def open_by_manifest(folder: Path, expected: Expected, container: Container) -> 
 
 
 def _is_there(output: Output, name: str, entry: Mapping[str, Any]) -> bool:
-    try:
-        status = (output.folder / name).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        output.problem(name, "is missing; the manifest lists it")
+    size = _size(output, name)
+    if size is None:
         return False
-    except (OSError, ValueError) as error:
-        output.problem(name, f"cannot be opened ({reason_of(error)})")
-        return False
-    if not stat.S_ISREG(status.st_mode):
-        output.problem(name, "is not a regular file; the manifest lists it")
-        return False
-    output.sizes[name] = status.st_size
-    if status.st_size != entry.get("size", status.st_size):
-        output.problem(name, f"has {status.st_size} bytes, the manifest says {entry['size']}")
+    output.sizes[name] = size
+    if size != entry.get("size", size):
+        output.problem(name, f"has {size} bytes, the manifest says {entry['size']}")
         return False
     return True
+
+
+def _size(output: Output, name: str) -> int | None:
+    """None, and a problem, if a file is not there or is none."""
+    location = output.folder / name
+    if location.path is None:
+        try:
+            source = location.open()
+        except CheckpointError as error:
+            output.problem(name, "; ".join(error.problems).replace(f"{shown(location)}: ", ""))
+            return None
+        source.close()
+        return source.size
+    try:
+        status = location.path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        output.problem(name, "is missing; the manifest lists it")
+        return None
+    except (OSError, ValueError) as error:
+        output.problem(name, f"cannot be opened ({reason_of(error)})")
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        output.problem(name, "is not a regular file; the manifest lists it")
+        return None
+    return status.st_size
 
 
 def _open_weights(
@@ -110,25 +129,28 @@ def _compare_specs(output: Output, name: str, found: Mapping[str, TensorSpec], s
 
 
 def _check_side_file(output: Output, name: str, crc32: object, expected: Expected) -> None:
-    path = output.folder / name
+    location = output.folder / name
     sums = 0
     try:
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
+        with closing(location.open()) as source:
+            buffer = memoryview(bytearray(min(BLOCK, source.size)))
+            for at in range(0, source.size, BLOCK):
+                block = buffer[: source.size - at]
+                source.read(at, block)
                 sums = zlib.crc32(block, sums)
-    except OSError as error:
-        output.problem(name, f"cannot be read ({reason_of(error)})")
+    except CheckpointError as error:
+        output.problem(name, "; ".join(error.problems).replace(f"{shown(location)}: ", ""))
         return
     output.checksums += 1
     if crc32 is not None and f"{sums:08x}" != crc32:
         output.problem(name, "its checksum differs; it was changed after it was written")
     elif name.endswith(INDEX_SUFFIX) and "/" not in name:
-        _check_index(output, name, path, expected)
+        _check_index(output, name, location, expected)
 
 
-def _check_index(output: Output, name: str, path: Path, expected: Expected) -> None:
+def _check_index(output: Output, name: str, path: Location, expected: Expected) -> None:
     try:
-        index = read_index(path)
+        index = parse_index(path.content(INDEX), path)
     except CheckpointError as error:
         output.problem(name, "; ".join(error.problems))
         return

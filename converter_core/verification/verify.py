@@ -14,6 +14,7 @@ from ..engine.worker_pool import Progress
 from ..errors import CheckpointError, VerificationError, shown
 from ..plugins.attribution import attribute_errors
 from ..plugins.registry import Registry, load_plugins
+from ..storage.location import Location, locate
 from .beside import look_beside
 from .expected import Expected, find_manifest, read_manifest
 from .files import Output
@@ -47,8 +48,8 @@ def verify(
     Raises VerificationError if it is not clear what to check; what is found to be wrong is in the report.
     """
     started = time.monotonic()
-    path = Path(output)
     registry = registry or load_plugins()
+    path = locate(output, registry.storages)
     manifest = find_manifest(path)
     empty = Verification(
         str(output), str(manifest) if manifest else None, str(against) if against is not None else None
@@ -81,7 +82,7 @@ def verify(
     )
 
 
-def _open(path: Path, manifest: Path | None, expected: Expected | None, registry: Registry) -> Output:
+def _open(path: Location, manifest: Location | None, expected: Expected | None, registry: Registry) -> Output:
     if manifest is None or expected is None:
         output = open_without_manifest(path, registry)
         suffixes = {suffix for file in output.files.values() for suffix in file.container.suffixes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def test_what_is_known_of_the_files(tmp_path):
     with open_checkpoint(tmp_path) as checkpoint:
         assert list(checkpoint.tensors) == ["c", "a", "b"]
         assert checkpoint.metadata == {"who": "one", "only": "here"}
-        assert checkpoint.root == checkpoint.path == tmp_path
+        assert checkpoint.root.path == checkpoint.location.path == tmp_path
         assert (checkpoint.format, checkpoint.indexed, checkpoint.skipped) == ("safetensors", False, ())
         for file, name in zip(checkpoint.files, ["1.safetensors", "2.safetensors"], strict=True):
             status = (tmp_path / name).stat()
@@ -214,9 +215,15 @@ def test_the_only_pth(tmp_path):
 def test_pth_beside_other_pth_must_be_named(tmp_path):
     torch.save({"blocks.0.w": numbers(3)}, tmp_path / "dit.pth")
     torch.save({"decoder.w": numbers(3)}, tmp_path / "vae.pt")
-    assert "several .pth or .pt files; name one as the path: 'dit.pth', 'vae.pt'" in refused(tmp_path, owns_key=dit)
+    said = refused(tmp_path)
+    assert "several .pth or .pt or .bin or .ckpt files; name one as the path: 'dit.pth', 'vae.pt'" in said
+    with open_checkpoint(tmp_path, owns_key=dit) as checkpoint:  # one alone has what is looked for
+        assert (list(checkpoint.tensors), checkpoint.skipped) == (["blocks.0.w"], ("vae.pt",))
+    (tmp_path / "broken.bin").write_bytes(b"PK\x03\x04")
+    with open_checkpoint(tmp_path, owns_key=dit) as checkpoint:
+        assert list(checkpoint.tensors) == ["blocks.0.w"]
     with open_checkpoint(tmp_path / "dit.pth", owns_key=dit) as checkpoint:
-        assert checkpoint.root == tmp_path
+        assert checkpoint.root.path == tmp_path
         assert list(checkpoint.tensors) == ["blocks.0.w"]
 
 
@@ -232,10 +239,10 @@ def test_a_format_that_is_asked_for(tmp_path):
         assert list(checkpoint.tensors) == ["a"]
     with open_checkpoint(tmp_path / "x.bin") as checkpoint:  # by how it begins
         assert (checkpoint.format, list(checkpoint.tensors)) == ("safetensors", ["a"])
-    (tmp_path / "y.bin").write_bytes(b"neither")
-    said = refused(tmp_path / "y.bin")
-    assert "neither .safetensors nor .pth nor .pt, nor does it begin like one; if it is one of them" in said
-    (tmp_path / "y.bin").unlink()
+    (tmp_path / "y.weights").write_bytes(b"neither")
+    said = refused(tmp_path / "y.weights")
+    assert "neither .safetensors nor " in said
+    assert " nor .ckpt, nor does it begin like one; if it is one of them" in said
     assert "has no .safetensors; there is 'x.bin', 'x.pth'" in refused(tmp_path, format="safetensors")
     assert "unknown container 'safetensor'; did you mean 'safetensors'?" in refused(tmp_path, format="safetensor")
 
@@ -277,14 +284,16 @@ def test_a_pipeline_names_the_folder_inside(tmp_path):
 
 
 def test_empty_and_missing(tmp_path):
-    assert f"{tmp_path}: has no .safetensors and no .pth or .pt" in refused(tmp_path)
+    assert re.search(r"has no \.safetensors and no .*\.pth or \.pt or \.bin or \.ckpt", refused(tmp_path))
     assert "nowhere: cannot be opened: No such file or directory" in refused(tmp_path / "nowhere")
     assert "cannot be opened: embedded null" in refused("a\0b")
     (tmp_path / "deeper").mkdir()
     save_file({"a": numbers(2)}, tmp_path / "deeper" / "m.safetensors")
     assert f"there are some in {tmp_path / 'deeper'}" in refused(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    assert "or .ckpt; there is 'model.onnx'" in refused(tmp_path)
     (tmp_path / "model.bin").write_bytes(b"x")
-    assert "has no .safetensors and no .pth or .pt; there is 'model.bin'" in refused(tmp_path)
+    assert "model.bin: this is no file of torch.save" in refused(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -297,7 +306,10 @@ def test_files_that_may_not_be_read(tmp_path):
 # --------------------------------------------------------------------------------------------------------------- .pth
 
 
-@pytest.mark.parametrize("wrap", [("state_dict",), ("model",), ("module",), ("model", "module")])
+WRAPPED = ["state_dict", "model_state_dict", "model", "module", "params", "generator", "generator_ema", "ema"]
+
+
+@pytest.mark.parametrize("wrap", [*((name,) for name in WRAPPED), ("model", "module")])
 def test_wrapped_tensors(tmp_path, wrap):
     content = {"a": numbers(3)}
     for name in wrap:
@@ -403,3 +415,24 @@ def test_closing_gives_the_files_back(tmp_path):
     (tmp_path / "3.safetensors").write_bytes(b"broken")
     refused(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".ckpt"])
+def test_numbers_and_text_beside_tensors_are_skipped(tmp_path, suffix):
+    content = {"a": numbers(3), "step": 7, "version": "2.1", "ema_decay": 0.999, "note": None, "last": True}
+    torch.save({"generator": content, "epoch": 3}, tmp_path / f"x{suffix}")
+    for path in (tmp_path, tmp_path / f"x{suffix}"):
+        with open_checkpoint(path) as checkpoint:
+            assert list(checkpoint.tensors) == ["a"]
+            (note,) = checkpoint.notes
+            assert f"x{suffix}: skipping step, version, ema_decay and 2 more, which are no tensors" in note
+    torch.save({"a": numbers(3), "optimizer": [numbers(1)]}, tmp_path / f"x{suffix}")
+    assert "'optimizer' is a list, not a tensor" in refused(tmp_path)
+
+
+def test_shards_of_torch_files_with_an_index(tmp_path):
+    torch.save({"a": numbers(3)}, tmp_path / "m-1.bin")
+    torch.save({"b": numbers(4)}, tmp_path / "m-2.bin")
+    write_index(tmp_path, "diffusion_pytorch_model.bin.index.json", a="m-1.bin", b="m-2.bin")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert (checkpoint.format, list(checkpoint.tensors), checkpoint.indexed) == ("pytorch", ["a", "b"], True)

@@ -323,7 +323,6 @@ def test_another_kind_of_file_under_the_name(tmp_path):
 def test_entries_that_are_no_tensors_are_named(tmp_path):
     torch.save({"a": torch.ones(2), "epoch": 3, "list": [torch.ones(1)]}, tmp_path / "x.pth")
     said = refusal(tmp_path / "x.pth")
-    assert "'epoch' is a int, not a tensor" in said
     assert "'list' is a list, not a tensor" in said
 
 

@@ -18,6 +18,7 @@ CORE = Path(__file__).resolve().parents[2] / "converter_core"
 ORDER = [
     "errors",
     "sizes",
+    "system",
     "trusted",
     "folder",
     "native",

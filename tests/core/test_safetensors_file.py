@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 
 from converter_core.api.formats import UNQUANTIZED
+from converter_core.api.local_file import LocalFile
 from converter_core.api.tensors import dtype_name
 from converter_core.api.values import ITEMSIZE, OutputTensor, PlannedWeight, TensorSpec, WeightInfo
 from converter_core.containers.tensor_file import TensorFile
 from converter_core.errors import CheckpointError
-from converter_core.storage.local import LocalFile
 from converter_plugins.containers.safetensors import Safetensors
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from converter_core.api.local_file import LocalFile
 from converter_core.api.values import SyntheticCheckpoint, TensorSpec
 from converter_core.checkpoint.synthetic import write_headers_only, write_synthetic
-from converter_core.storage.local import LocalFile
 from converter_plugins.containers.safetensors import Safetensors
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from converter_core.api.local_file import LocalFile
 from converter_core.api.quantizers import Quantizer
 from converter_core.checkpoint.synthetic import write_synthetic
 from converter_core.engine.convert import convert
@@ -25,7 +26,6 @@ from converter_core.inspection import inspect
 from converter_core.output.manifest import dump, load_manifest
 from converter_core.planning.passthrough import Passthrough
 from converter_core.plugins.registry import load_plugins
-from converter_core.storage.local import LocalFile
 from converter_core.verification import decode as read_back
 from converter_core.verification.verify import verify
 from converter_plugins.containers.safetensors import Safetensors

@@ -21,6 +21,7 @@ PAGES = {
     "layouts": "halves",
     "devices": "here",
     "containers": "crate",
+    "storages": "archive",
 }
 EXAMPLE = ROOT / "examples/third_party_quantizer"
 

@@ -26,8 +26,20 @@ from converter_core.api import (
 
 from ._torch_records import Records, StoredTensor, read_records
 
-WRAPPERS = ("state_dict", "model", "module")
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "params",
+    "generator",
+    "generator_ema",
+    "ema",
+)
 """Under which names training code wraps the tensors."""
+
+PLAIN = (bool, int, float, str, type(None))
+"""What stands beside tensors now and then, a step or a version, and is no weight."""
 
 MAX_DEPTH = 4
 """Wrappers in wrappers that are opened: a pickle can hold a mapping that contains itself."""
@@ -37,7 +49,8 @@ class TorchZip(Container):
     """Files of ``torch.save``; read, never written."""
 
     name = "pytorch"
-    suffixes = (".pth", ".pt")
+    suffixes = (".pth", ".pt", ".bin", ".ckpt")
+    index_suffixes = (".bin.index.json",)
     magic = b"PK\x03\x04"
 
     def read(self, source: ByteSource, /) -> FileContents:
@@ -47,9 +60,15 @@ class TorchZip(Container):
                 f"{shown(source.name)}: a file of torch.save can only be read from a disk of this machine; download it"
             )
         records = _check_archive(path)
-        tensors = _tensors(_unwrap(_load(path), path), path)
+        content = _unwrap(_load(path), path)
+        tensors = _tensors({key: value for key, value in content.items() if not _is_plain(key, value)}, path)
         specs = {key: spec_of(tensor) for key, tensor in tensors.items()}
-        return FileContents(specs, _offsets(records, tensors, path), reader=_Mapped(tensors, source))
+        return FileContents(
+            specs,
+            _offsets(records, tensors, path),
+            reader=_Mapped(tensors, source),
+            notes=_skipped(content, path),
+        )
 
 
 def _offsets(records: Records, tensors: Mapping[str, Tensor], path: str) -> dict[str, int]:
@@ -167,6 +186,19 @@ def _tensors(content: Mapping[Any, Any], path: str) -> dict[str, Tensor]:
     if problems:
         raise CheckpointError(*problems)
     return found
+
+
+def _is_plain(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, PLAIN)
+
+
+def _skipped(content: Mapping[Any, Any], path: str) -> list[str]:
+    """What is said of values that are no tensors."""
+    keys = [shown(key) for key, value in content.items() if _is_plain(key, value)]
+    if not keys:
+        return []
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return [f"{shown(path)}: skipping {', '.join(keys[:3])}{more}, which are no tensors but numbers or text"]
 
 
 def _unfit(key: Any, value: Any) -> str:

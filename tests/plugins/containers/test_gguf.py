@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from converter_core.storage.local import LocalFile
 
 from converter_core.api import (
     UNQUANTIZED,
@@ -20,7 +21,6 @@ from converter_core.api import (
     TensorSpec,
     WeightInfo,
 )
-from converter_core.storage.local import LocalFile
 from converter_core.testing import ContainerConformance
 from converter_plugins.containers._gguf_types import BLOCKS, NUMBERS
 from converter_plugins.containers.gguf import Gguf

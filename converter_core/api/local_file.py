@@ -1,16 +1,16 @@
-"""Files on a disk of this machine, read at any place."""
+"""A file on a disk of this machine, read at any place."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from .. import system, trusted
 from ..errors import CheckpointError, shown
-from ..trusted import open_regular
 
 
 class LocalFile:
-    """One file held open. CheckpointError if it cannot be opened, or is no file.
+    """One file held open, a ``ByteSource``. CheckpointError if it cannot be opened, or is no file.
 
     version: when it was last changed, in ns.
     """
@@ -19,7 +19,7 @@ class LocalFile:
         self.name = os.fspath(path)
         self.path: str | None = self.name
         try:
-            self._file = os.fdopen(open_regular(path), "rb", buffering=0)  # held until close
+            self._file = os.fdopen(trusted.open_regular(path), "rb", buffering=0)  # held until close
         except OSError as error:
             raise CheckpointError(f"{shown(self.name)}: cannot be opened: {error.strerror}") from None
         self._stat = os.fstat(self._file.fileno())
@@ -27,22 +27,18 @@ class LocalFile:
         self.version: int | str = self._stat.st_mtime_ns
 
     def read(self, at: int, into: memoryview) -> None:
-        done = 0
-        while done < len(into):  # Linux reads at most 2 GiB at a time
-            try:
-                count = os.preadv(self._file.fileno(), [into[done:]], at + done)
-            except OSError as error:
-                raise CheckpointError(f"{shown(self.name)}: cannot be read ({error.strerror})") from None
-            if not count:
-                raise CheckpointError(
-                    f"{shown(self.name)}: the file ends {len(into) - done} bytes too early; it was cut short while it "
-                    "was read"
-                )
-            done += count
+        try:
+            count = system.read_at(self._file.fileno(), into, at)
+        except OSError as error:
+            raise CheckpointError(f"{shown(self.name)}: cannot be read ({error.strerror})") from None
+        if count < len(into):
+            raise CheckpointError(
+                f"{shown(self.name)}: the file ends {len(into) - count} bytes too early; it was cut short while it "
+                "was read"
+            )
 
     def will_need(self, at: int, nbytes: int) -> None:
-        if nbytes and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), at, nbytes, os.POSIX_FADV_WILLNEED)
+        system.will_need(self._file.fileno(), at, nbytes)
 
     def check_unchanged(self) -> None:
         """CheckpointError if the name stands for another file now, or for one that was written to."""
