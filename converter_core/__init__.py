@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .engine.result import OutputResult, Result
     from .engine.worker_pool import Progress
     from .inspection import Inspection, inspect
+    from .planning.components import make_plans
     from .planning.plan import Plan
     from .planning.planner import make_plan
     from .plugins.registry import Registry, load_plugins
@@ -123,6 +124,7 @@ __all__ = [
     "load_plugins",
     "load_recipe",
     "make_plan",
+    "make_plans",
     "merge_calibrations",
     "verify",
 ]
@@ -167,6 +169,7 @@ _HOME = {
     "engine.result": ("OutputResult", "Result"),
     "engine.worker_pool": ("Progress",),
     "inspection": ("Inspection", "inspect"),
+    "planning.components": ("make_plans",),
     "planning.plan": ("Plan",),
     "planning.planner": ("make_plan",),
     "plugins.registry": ("Registry", "load_plugins"),
