@@ -40,9 +40,18 @@ class Case:
     dtype: str = "BF16"
     workers: int = 2
     cold: bool = False
+    target: str | None = None
 
     def __str__(self) -> str:
-        words = [self.scheme, self.rule, self.layout, self.dtype, f"{self.workers} workers", self.cold and "cold"]
+        words = [
+            self.scheme,
+            self.rule,
+            self.layout,
+            self.dtype,
+            f"{self.workers} workers",
+            self.cold and "cold",
+            self.target,
+        ]
         return ", ".join(word for word in words if word)
 
     def command(self, source: Path, output: Path) -> list[str]:
@@ -51,6 +60,8 @@ class Case:
             "target.layout": self.layout,
             "performance.num_workers": self.workers,
         }
+        if self.target:
+            settings["target.format"] = self.target
         if self.rule:
             settings["quantization.options.scale_rule"] = self.rule
         flags = [flag for item in settings.items() for flag in ("--set", "{}={}".format(*item))]
@@ -65,6 +76,7 @@ VARIED: Sequence[Sequence[dict[str, Any]]] = (
         {"scheme": "nvfp4", "rule": "absmax"},
         {"scheme": "mxfp4", "rule": "mse"},
         {"scheme": "nvfp4", "rule": "mse"},
+        *({"scheme": scheme, "target": "gguf"} for scheme in ("q8_0", "q4_0", "q6_k", "q4_k")),
     ),
     ({"layout": "by_block"}, {"layout": "chunked"}),
     ({"dtype": "F32"},),
