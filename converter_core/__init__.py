@@ -15,42 +15,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api.containers import Container
-    from .api.contexts import ModelFacts, SourceTensors, WeightContext
-    from .api.devices import DeviceBackend, DeviceStream
-    from .api.formats import UNQUANTIZED, QuantFormat
-    from .api.hookspecs import hookimpl
-    from .api.layouts import LayoutWriter
-    from .api.models import ModelAdapter
-    from .api.quantizers import Quantizer
-    from .api.targets import Target
-    from .api.values import (
+    from .api import (
+        UNQUANTIZED,
+        CheckpointError,
+        Container,
+        ConversionError,
+        ConverterError,
+        DeviceBackend,
+        DeviceStream,
         Extras,
         FileLayout,
+        LayoutWriter,
+        ModelAdapter,
+        ModelFacts,
         OutputTensor,
         Parts,
+        PlanError,
         PlannedWeight,
+        PluginError,
+        QuantFormat,
+        Quantizer,
+        RecipeError,
+        Refused,
+        SourceTensors,
         Stored,
         SyntheticCheckpoint,
+        Target,
         TensorRef,
         TensorSpec,
+        VerificationError,
+        WeightContext,
         WeightInfo,
+        hookimpl,
     )
     from .calibration.calibrate import calibrate, merge_calibrations
     from .calibration.models import CalibrationSettings
     from .engine.convert import convert
     from .engine.result import OutputResult, Result
     from .engine.worker_pool import Progress
-    from .errors import (
-        CheckpointError,
-        ConversionError,
-        ConverterError,
-        PlanError,
-        PluginError,
-        RecipeError,
-        Refused,
-        VerificationError,
-    )
     from .inspection import Inspection, inspect
     from .planning.plan import Plan
     from .planning.planner import make_plan
@@ -126,33 +128,48 @@ __all__ = [
 ]
 
 _HOME = {
+    "api": (
+        "UNQUANTIZED",
+        "CheckpointError",
+        "Container",
+        "ConversionError",
+        "ConverterError",
+        "DeviceBackend",
+        "DeviceStream",
+        "Extras",
+        "FileLayout",
+        "LayoutWriter",
+        "ModelAdapter",
+        "ModelFacts",
+        "OutputTensor",
+        "Parts",
+        "PlanError",
+        "PlannedWeight",
+        "PluginError",
+        "QuantFormat",
+        "Quantizer",
+        "RecipeError",
+        "Refused",
+        "SourceTensors",
+        "Stored",
+        "SyntheticCheckpoint",
+        "Target",
+        "TensorRef",
+        "TensorSpec",
+        "VerificationError",
+        "WeightContext",
+        "WeightInfo",
+        "hookimpl",
+    ),
     "calibration.calibrate": ("calibrate", "merge_calibrations"),
     "calibration.models": ("CalibrationSettings",),
     "engine.convert": ("convert",),
     "engine.result": ("OutputResult", "Result"),
     "engine.worker_pool": ("Progress",),
-    "errors": (
-        "CheckpointError",
-        "ConversionError",
-        "ConverterError",
-        "PlanError",
-        "PluginError",
-        "RecipeError",
-        "Refused",
-        "VerificationError",
-    ),
-    "api.contexts": ("ModelFacts", "SourceTensors", "WeightContext"),
-    "api.formats": ("UNQUANTIZED", "QuantFormat"),
-    "api.hookspecs": ("hookimpl",),
     "inspection": ("Inspection", "inspect"),
-    "api.containers": ("Container",),
-    "api.devices": ("DeviceBackend", "DeviceStream"),
-    "api.layouts": ("LayoutWriter",),
-    "api.models": ("ModelAdapter",),
-    "api.quantizers": ("Quantizer",),
-    "api.targets": ("Target",),
     "planning.plan": ("Plan",),
     "planning.planner": ("make_plan",),
+    "plugins.registry": ("Registry", "load_plugins"),
     "recipe.load": (
         "OutputSection",
         "PerformanceSection",
@@ -162,19 +179,6 @@ _HOME = {
         "SourceSection",
         "TargetSection",
         "load_recipe",
-    ),
-    "plugins.registry": ("Registry", "load_plugins"),
-    "api.values": (
-        "Extras",
-        "OutputTensor",
-        "Parts",
-        "FileLayout",
-        "PlannedWeight",
-        "SyntheticCheckpoint",
-        "TensorRef",
-        "Stored",
-        "TensorSpec",
-        "WeightInfo",
     ),
     "verification.verify": ("Verification", "verify"),
 }

@@ -14,6 +14,7 @@ DOCS = Path(__file__).parent
 FLAGS: Mapping[str, str] = {
     "source.path": "--source",
     "source.type": "--model-type",
+    "source.components": "--component",
     "source.loras[].path": "--lora-path",
     "source.loras[].strength": "--lora-strength",
     "source.loras[].alpha": "--lora-alpha",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .local_file import LocalFile
     from .models import ModelAdapter
     from .quantizers import Quantizer
+    from .roots import SourceRoot
     from .storages import Entry, RemoteFile, Storage
     from .table_contents import TableContents
     from .table_model import TableModel
@@ -91,6 +92,7 @@ __all__ = [
     "RemoteFile",
     "Row",
     "Size",
+    "SourceRoot",
     "SourceTensors",
     "Storage",
     "Stored",
@@ -168,6 +170,7 @@ _HOME = {
     ".local_file": ("LocalFile",),
     ".models": ("ModelAdapter",),
     ".quantizers": ("Quantizer",),
+    ".roots": ("SourceRoot",),
     ".table_contents": ("TableContents",),
     ".table_model": ("TableModel",),
     ".tables": (

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .contexts import SourceTensors, WeightContext
+from .roots import SourceRoot
 from .values import SyntheticCheckpoint, WeightInfo
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ class ModelAdapter(ABC):
     @abstractmethod
     def owns_key(self, key: str) -> bool:
         """Whether a key is one of this model's. Tells its files from those of other models in the same folder."""
+
+    def components(self, root: SourceRoot) -> Mapping[str, str]:
+        """Name -> folder or file, below a downloaded root, of each model of this family there; ``.``: the root.
+
+        For example the two experts of a pair, or what a pipeline's index says. Empty where there is no such thing.
+        """
+        return {}
 
     @abstractmethod
     def recognise(self, tensors: SourceTensors) -> str | None:

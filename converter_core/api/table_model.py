@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from .contexts import SourceTensors
 from .models import ModelAdapter
+from .roots import SourceRoot
 from .table_contents import TableContents
 from .tables import Size, Table
 from .values import SyntheticCheckpoint, TensorRef, TensorSpec, WeightInfo
@@ -35,6 +36,9 @@ class TableModel(ModelAdapter):
     sample: ClassVar[Size | None] = None
     """A small model, for ``synthetic``."""
 
+    classes: ClassVar[Collection[str]] = ()
+    """What diffusers and transformers call it, for the index of a pipeline."""
+
     component: ClassVar[str] = ""
     """What part of a pipeline it is where that is not the diffusion transformer, e.g. ``t5``; a fact for targets."""
 
@@ -44,6 +48,10 @@ class TableModel(ModelAdapter):
     def owns_key(self, key: str) -> bool:
         known = self.table.parse(key)
         return known.row.name not in self.shared if known is not None else self.table.is_companion(key)
+
+    def components(self, root: SourceRoot) -> Mapping[str, str]:
+        """Of a pipeline the folders of these ``classes``."""
+        return root.of_classes(self.classes)
 
     def recognise(self, tensors: SourceTensors) -> str | None:
         """The name of a released model by dimensions, branches and blocks, else ``unknown``."""

@@ -150,6 +150,10 @@ class Target(ABC):
         """This target's quantized weights in a checkpoint, by name. Empty: none, or not this target's."""
         return {}
 
+    def added(self, tensors: SourceTensors, /) -> Iterable[str]:
+        """Keys of those tensors of a checkpoint in this target's format that belong to no weight, as of ``extras``."""
+        return ()
+
     def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
         """What to put into the runtime's configuration so that it reads these weights at ``path``. JSON values.
 

@@ -14,6 +14,7 @@ from ..api.storages import Entry
 from ..api.values import TensorSpec
 from ..containers.find import container_of_file, has_suffix, ordered
 from ..containers.index import parse_index, preferred_index, some
+from ..containers.nature import nature
 from ..containers.tensor_file import TensorFile
 from ..errors import CheckpointError, PluginError, shown
 from ..plugins.registry import Catalogue, Registry, load_plugins
@@ -143,8 +144,10 @@ def open_checkpoint(
         return _Folder(location, entries, containers).open(asked, owns_key)
     for cls in ordered(containers):
         if has_suffix(location.name, cls.index_suffixes):
-            return _indexed(location, location, cls())
-    (file,) = _open([location], lambda source: asked or container_of_file(source, location.name, containers))
+            return _indexed(location, location, cls(), containers)
+    (file,) = _open(
+        [location], lambda source: asked or container_of_file(source, location.name, containers), containers
+    )
     return _checked(Checkpoint(location, location.parent, file.container.name, [file], (), False))
 
 
@@ -174,7 +177,7 @@ class _Folder:
         for container in formats:
             index = self._index(container)
             if index is not None:
-                return _indexed(self.location, index, container, self.weights)
+                return _indexed(self.location, index, container, self.containers, self.weights)
             found = [name for name in self.weights if has_suffix(name, container.suffixes)]
             alone = len(found) > 1 and not container.sharded
             files = self._readable(container, found) if alone else self._files(container, found)
@@ -201,7 +204,7 @@ class _Folder:
         raise CheckpointError(self._no_weights(formats))
 
     def _files(self, container: Container, names: Sequence[str]) -> list[TensorFile]:
-        return _open([self.location / name for name in names], _always(container))
+        return _open([self.location / name for name in names], _always(container), self.containers)
 
     def _readable(self, container: Container, names: Sequence[str]) -> list[TensorFile]:
         """Those that can be opened: of files that have nothing to do with each other one may be broken."""
@@ -240,10 +243,16 @@ def _holds_weights(folder: Location, formats: Sequence[Container]) -> bool:
     return any(has_suffix(entry.name, suffixes) for entry in folder.entries() or ())
 
 
-def _indexed(location: Location, index: Location, container: Container, weights: Sequence[str] = ()) -> Checkpoint:
+def _indexed(
+    location: Location,
+    index: Location,
+    container: Container,
+    containers: Catalogue[Container],
+    weights: Sequence[str] = (),
+) -> Checkpoint:
     where = parse_index(index.content(INDEX), index)
     names = sorted(set(where.values()))
-    files = _open([index.parent / name for name in names], _always(container))
+    files = _open([index.parent / name for name in names], _always(container), containers)
     listed: dict[str, set[str]] = {name: set() for name in names}
     for key, name in where.items():
         listed[name].add(key)
@@ -267,7 +276,11 @@ def _always(container: Container) -> Callable[[ByteSource], Container]:
     return lambda source: container
 
 
-def _open(locations: Iterable[Location], container_for: Callable[[ByteSource], Container]) -> list[TensorFile]:
+def _open(
+    locations: Iterable[Location],
+    container_for: Callable[[ByteSource], Container],
+    containers: Catalogue[Container],
+) -> list[TensorFile]:
     """All of them, or a CheckpointError with what is wrong with each and none left open."""
     files: list[TensorFile] = []
     problems: list[str] = []
@@ -275,11 +288,23 @@ def _open(locations: Iterable[Location], container_for: Callable[[ByteSource], C
         try:
             files.append(TensorFile(location.open(), container_for, location.name))
         except CheckpointError as error:
-            problems += error.problems
+            told = _nature(location, containers)
+            problems += [f"{shown(location)}: {told}"] if told else error.problems
     if problems:
         _close(files)
         raise CheckpointError(*problems)
     return files
+
+
+def _nature(location: Location, containers: Catalogue[Container]) -> str:
+    try:
+        source = location.open()
+    except CheckpointError:
+        return ""
+    try:
+        return nature(source, location.name, containers)
+    finally:
+        source.close()
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:

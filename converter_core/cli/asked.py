@@ -96,6 +96,7 @@ def _asked(flags: Flags, file: str | None) -> Asked:
     given.add("--output", flags.output, "output.path")
     given.add("--output-name", flags.output_name, "output.name")
     given.add("--model-type", flags.model_type, "source.type")
+    given.add("--component", flags.component or None, "source.components")
     if file is None:
         _check_scheme(flags)
     given.add("--linear-type", flags.linear_type, "quantization.method", "target.precision")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import typer
@@ -62,20 +63,23 @@ def run(asked: Asked, *, resume: bool = True, quiet: bool = False) -> dict[str, 
     with resumable(), log.ending() as end:
         from ..engine.convert import convert as run_conversion
         from ..engine.memory import keep_freed_memory
-        from ..planning.planner import make_plan
+        from ..planning.components import make_plans
         from ..plugins.registry import load_plugins
 
         keep_freed_memory()
         registry = load_plugins()
         recipe = asked.load(registry)
-        with make_plan(recipe, registry, require_device=True) as plan:
-            log.name = ", ".join(output.name for output in plan.outputs)
-            for warning in plan.warnings:
+        with ExitStack() as stack:
+            plans = [stack.enter_context(plan) for plan in make_plans(recipe, registry, require_device=True)]
+            log.name = ", ".join(output.name for plan in plans for output in plan.outputs)
+            planned = list(dict.fromkeys(warning for plan in plans for warning in plan.warnings))
+            for warning in planned:
                 log.say(f"warning: {warning}")
             with progress(quiet, log) as show:
-                result = run_conversion(plan, resume=resume, progress=show).as_dict()
-            for warning in result["warnings"][len(plan.warnings) :]:
-                log.say(f"warning: {warning}")
+                result = run_conversion(plans, resume=resume, progress=show).as_dict()
+            for warning in result["warnings"]:
+                if warning not in planned:
+                    log.say(f"warning: {warning}")
         outputs = each_output(result)
         end.status = "; ".join(f"{one['status']}: {size_of(one)} in {one['output']}" for one in outputs)
         return result

@@ -73,6 +73,10 @@ class Flags:
             complete=values_of("model"),
         ),
     ] = None
+    component: Annotated[
+        list[str] | None,
+        _flag("--component", metavar="NAME", help="Of a folder with several models: which; repeatable."),
+    ] = None
     linear_type: Annotated[
         str | None,
         _flag(

@@ -36,6 +36,7 @@ def plan(ctx: typer.Context, flags: Flags, as_json: Json = False) -> None:
 
 def show_plans(requests: Sequence[Asked], as_json: bool) -> None:
     """One plan, or several one after the other (in JSON as a list)."""
+    from ..planning.components import component_recipes
     from ..planning.planner import make_plan
     from ..plugins.registry import load_plugins
 
@@ -43,13 +44,14 @@ def show_plans(requests: Sequence[Asked], as_json: bool) -> None:
     found = []
     problems: list[str] = []
     for asked in requests:
-        with make_plan(asked.load(registry), registry) as made:
-            found.append(made.as_dict())
-            problems += made.problems
-        if not as_json:
-            if len(requests) > 1:
-                show_line(f"{asked.source}:")
-            _show(found[-1])
+        if len(requests) > 1 and not as_json:
+            show_line(f"{asked.source}:")
+        for recipe in component_recipes(asked.load(registry), registry):
+            with make_plan(recipe, registry) as made:
+                found.append(made.as_dict())
+                problems += made.problems
+            if not as_json:
+                _show(found[-1])
     if as_json:
         print_json(found[0] if len(found) == 1 else found)
     if problems:

@@ -18,22 +18,22 @@ from ..errors import ConversionError, ConverterError, PlanError, shown
 from ..folder import Folder, make_folder
 from ..output.manifest import manifest_name
 from ..output.state import OutputState, output_state
+from ..planning.components import make_plans
 from ..planning.jobs import Export, Job
 from ..planning.plan import OutputPlan, Plan
-from ..planning.planner import make_plan
 from ..planning.slab_size import Cut, cut
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe
 from .memory import Budget
 from .output_run import OutputRun
 from .prepared import Prepared, grouped
-from .result import OutputResult, Result
+from .result import OutputResult, Result, joined
 from .slabs import Worker
 from .worker_pool import Progress, WorkerPool
 
 
 def convert(
-    recipe: Recipe | Mapping[str, Any] | str | Path | Plan,
+    recipe: Recipe | Mapping[str, Any] | str | Path | Plan | Sequence[Plan],
     *,
     registry: Registry | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -42,20 +42,29 @@ def convert(
 ) -> Result:
     """Convert a checkpoint; everything that can be refused is refused before the first byte is written.
 
-    recipe: a Recipe, a mapping in the schema of the YAML file, the path of one, or a Plan. overrides: dotted key ->
-    value. resume: go on where an interrupted run of the same conversion stopped. progress: called from this thread.
+    recipe: a Recipe, a mapping in the schema of the YAML file, the path of one, or plans. Of a root with several models
+    each is converted, one after the other, and the result has the outputs of all. overrides: dotted key -> value.
+    resume: go on where an interrupted run of the same conversion stopped. progress: called from this thread.
     Raises ConverterError. Whatever interrupts it, nothing unfinished stands under a final name.
     """
     started = time.monotonic()
     if isinstance(recipe, Plan):
-        plan = recipe
-        if plan.resources.absence:
-            raise PlanError(plan.resources.absence)
+        plans: Sequence[Plan] = (recipe,)
+    elif isinstance(recipe, (Recipe, Mapping, str, Path)):
+        plans = make_plans(recipe, registry, overrides=overrides, require_device=True)
     else:
-        plan = make_plan(recipe, registry, overrides=overrides, require_device=True)
-    with plan, _told_of_files(), ExitStack() as stack:
-        if plan.problems:
-            raise PlanError(*plan.problems)
+        plans = recipe
+    with _told_of_files(), ExitStack() as stack:
+        for plan in plans:
+            stack.enter_context(plan)
+        if problems := [problem for plan in plans for problem in (plan.resources.absence, *plan.problems) if problem]:
+            raise PlanError(*dict.fromkeys(problems))
+        return joined([_convert(plan, resume, progress) for plan in plans], time.monotonic() - started)
+
+
+def _convert(plan: Plan, resume: bool, progress: Callable[[Progress], None] | None) -> Result:
+    started = time.monotonic()
+    with ExitStack() as stack:
         runs = []
         for output in plan.outputs:
             folder = stack.enter_context(_locked(output.path))

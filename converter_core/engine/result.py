@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,3 +59,16 @@ class Result:
             "notes": list(self.notes),
             "warnings": list(self.warnings),
         }
+
+
+def joined(results: Sequence[Result], seconds: float) -> Result:
+    """What several conversions did, one after the other."""
+    if len(results) == 1:
+        return results[0]
+    return Result(
+        tuple(output for result in results for output in result.outputs),
+        seconds,
+        max(result.peak_memory for result in results),
+        tuple(dict.fromkeys(note for result in results for note in result.notes)),
+        tuple(dict.fromkeys(warning for result in results for warning in result.warnings)),
+    )

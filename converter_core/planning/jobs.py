@@ -21,6 +21,7 @@ from .encoding import BIAS, Encoding
 from .passthrough import Passthrough
 from .shape_inference import OutputSchema, ShapeInference, SourceSpec
 from .stores import Stores
+from .transcoder import transcoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,8 +105,9 @@ class JobBuilder:
         inference: ShapeInference,
         passthrough: Passthrough,
         terms: Mapping[str, tuple[Term, ...]],
+        dressed: Target | None = None,
     ) -> None:
-        """terms: what LoRAs add to weights, by name."""
+        """terms: what LoRAs add to weights, by name. dressed: the target whose files a quantized source is."""
         self.number = number
         self.adapter = adapter
         self.model = model
@@ -114,6 +116,7 @@ class JobBuilder:
         self.inference = inference
         self.passthrough = passthrough
         self.terms = terms
+        self.dressed = dressed
         self.markers: dict[str, Tensor] = {}
         self.without_bias: list[str] = []
         self._refused: dict[tuple[str, str, str], list[str]] = {}
@@ -130,7 +133,7 @@ class JobBuilder:
     def build(
         self, assignments: Sequence[Assignment], quantized: Mapping[str, Stored]
     ) -> tuple[tuple[PlannedWeight, ...], tuple[Job, ...]]:
-        """quantized: weights that are quantized already, by name; their parts are copied one by one."""
+        """quantized: weights that are quantized already, by name."""
         by_name = {assignment.info.name: assignment for assignment in assignments}
         taken = {bias.info.name for one in assignments if (bias := self._bias(one, by_name)) is not None}
         weights, jobs = [], []
@@ -141,7 +144,9 @@ class JobBuilder:
             if assignment.info.name in taken:
                 continue
             stored = quantized.get(assignment.info.name)
-            if stored is not None:
+            if stored is not None and self._fits(assignment.info, stored):
+                made = self._copied(assignment.info, stored)
+            elif stored is not None:
                 made = self._transcoded(assignment.info, stored)
             else:
                 made = self._made(assignment, self._bias(assignment, by_name))
@@ -158,7 +163,36 @@ class JobBuilder:
         name = bias_name(info)
         return by_name.get(name) if name != info.name else None
 
+    def _fits(self, info: WeightInfo, stored: Stored) -> bool:
+        """Whether a weight is dressed as the target would do it: then its parts can be copied one by one."""
+        if self.dressed is None or self.dressed.name != self.target.name:
+            return False
+        context = self._context(info, stored)
+        try:
+            keys = {role: self.target.key(context, role) for role in stored.keys}
+        except KeyError:
+            return False
+        return keys == dict(stored.keys) and not self.target.markers(context)
+
+    def _context(self, info: WeightInfo, stored: Stored) -> WeightContext:
+        spec = TensorSpec("F32", stored.shape) if stored.shape is not None else None
+        name = self.adapter.rename(info.name, self.target.key_format)
+        return WeightContext(info, name, spec, stored.format, self.model, roles=tuple(stored.keys))
+
     def _transcoded(self, info: WeightInfo, stored: Stored) -> tuple[PlannedWeight, list[Job]] | None:
+        """The same codes and scales as the target wants them."""
+        assert self.dressed is not None
+        made, refs = transcoder(stored, self.stores.base.tensors, self.dressed)
+        part = replace(info, sources={"weight": TensorRef(stored.primary)})
+        job = self._job(part, made, None, "", spec=TensorSpec("F32", made.shape), given=refs)
+        if job is None:
+            return None
+        (export,) = job.exports
+        context = export.encoding.context
+        outputs = (*export.tensors, *self._marked(replace(context, roles=tuple(export.schema.outputs))))
+        return PlannedWeight(info, context.name, TensorSpec("F32", made.shape), stored.format, outputs), [job]
+
+    def _copied(self, info: WeightInfo, stored: Stored) -> tuple[PlannedWeight, list[Job]] | None:
         jobs, outputs = [], []
         for role, key in stored.keys.items():
             part = WeightInfo(key, {"weight": TensorRef(key)}, info.kind, info.module, info.block)
@@ -191,16 +225,27 @@ class JobBuilder:
         return outputs
 
     def _job(
-        self, info: WeightInfo, quantizer: Quantizer, bias: Assignment | None, rule: str, key: str | None = None
+        self,
+        info: WeightInfo,
+        quantizer: Quantizer,
+        bias: Assignment | None,
+        rule: str,
+        key: str | None = None,
+        spec: TensorSpec | None = None,
+        given: Mapping[str, TensorRef] | None = None,
     ) -> Job | None:
-        """None, and a problem, if the quantizer or the target refuses. key: of a part that is copied as it is."""
+        """None, and a problem, if the quantizer or the target refuses.
+
+        key: of a part that is copied as it is. spec: of the weight, where it is not that of what is read. given: what
+        the quantizer takes beside that, where the quantizer itself does not know.
+        """
         name = self.adapter.rename(info.name, self.target.key_format)
         sources = {role: bind(self.stores, source, self.adapter) for role, source in info.sources.items()}
         specs = {role: joined_spec(several) for role, several in sources.items()}
         main = specs.get("weight") or next(iter(specs.values()))
         # assembling usually keeps the shape of its first source; the dry run says what it is in the end
         original = self.adapter.rename(info.name, ORIGINAL)
-        context = WeightContext(info, name, main.spec, quantizer.format, self.model, original=original)
+        context = WeightContext(info, name, spec or main.spec, quantizer.format, self.model, original=original)
         cast = bias.quantizer if bias is not None and isinstance(bias.quantizer, Passthrough) else self.passthrough
         encoding = Encoding(self.target, context, self._bias_context(bias), cast)
         terms = self.terms.get(info.name, ())
@@ -209,20 +254,23 @@ class JobBuilder:
             quantizer = Passthrough(main.spec.dtype)  # merged in float32, stored as it was
         try:
             inputs = self._inputs(quantizer, context)
+            inputs |= {role: bind(self.stores, ref, self.adapter)[0] for role, ref in (given or {}).items()}
             if bias is not None:
                 (inputs[BIAS],) = (
                     one for source in bias.info.sources.values() for one in bind(self.stores, source, self.adapter)
                 )
-            given = {name: _spec(one) for name, one in inputs.items() if not _is_prepared(quantizer, one)}
-            schema = self.inference.run(quantizer, encoding, specs, given, merged=in_float32)
+            beside = {name: _spec(one) for name, one in inputs.items() if not _is_prepared(quantizer, one)}
+            schema = self.inference.run(quantizer, encoding, specs, beside, merged=in_float32)
         except Refused as refusal:
             advice = f" (chosen by {rule}); add {{rules}} with method none, or choose another method"
+            if not rule:
+                advice = "; the source is quantized already: for this target give the original checkpoint"
             self._refused.setdefault((quantizer.name, str(refusal), advice), []).append(name)
             return None
         except PluginError as error:
             self._refused.setdefault((quantizer.name, f"shows a fault of the plugin: {error}", ""), []).append(name)
             return None
-        encoding = replace(encoding, context=replace(context, spec=schema.spec))
+        encoding = replace(encoding, context=replace(context, spec=spec or schema.spec))
         tensors = tuple(
             OutputTensor(encoding.key(role) if key is None else key, role, spec, nbytes)
             for role, (spec, nbytes) in schema.outputs.items()

@@ -130,6 +130,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         source.inference,
         passthrough,
         source.loras.terms,
+        registry.targets[source.quantized.target]() if source.quantized else None,
     )
     before = source.quantized
     stored = {} if before is None else {info.name: before.of(info) for info in source.infos}
@@ -227,12 +228,13 @@ def _transcode_problems(recipe: Recipe, target: Target, source: SourcePlan, said
     section, quantized = recipe.quantization, source.quantized
     if quantized is None:
         return
-    if section.method == Passthrough.name and not section.rules and quantized.target == target.name:
-        said.append(f"the source is quantized already ({quantized}); only the layout changes")
+    if section.method == Passthrough.name and not section.rules:
+        how = "only the layout changes" if quantized.target == target.name else f"{target.name} gets the same codes"
+        said.append(f"the source is quantized already ({quantized}); {how}, and nothing is rounded anew")
         return
     yield (
         f"{source.stores.base.location}: is quantized already ({quantized}); give the original checkpoint, or use "
-        f"method: none and target.format: {quantized.target} to change the layout only"
+        "method: none, which keeps codes and scales, to change the layout or the target only"
     )
 
 

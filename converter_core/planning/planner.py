@@ -51,7 +51,7 @@ def make_plan(
     found = resources.choose(asked, registry)
     if require_device and found.absence:
         raise PlanError(f"{asked.where('performance.device')}: {found.absence}")
-    adapters = _adapters(asked, registry)
+    adapters = adapters_of(asked, registry)
     skipped: list[str] = []
     checkpoint = open_source(asked.source.path, adapters, skipped, format=asked.source.format, registry=registry)
     stores = Stores(checkpoint, partial(open_checkpoint, registry=registry), asked.source.calibration)
@@ -63,7 +63,8 @@ def make_plan(
         raise
 
 
-def _adapters(recipe: Recipe, registry: Registry) -> list[ModelAdapter]:
+def adapters_of(recipe: Recipe, registry: Registry) -> list[ModelAdapter]:
+    """The one that the recipe names, or all that are tried."""
     if recipe.source.type:
         return [make_plugin(registry.models[recipe.source.type], recipe.source.options)]
     return [cls() for cls in registry.models.values() if not cls.by_name]
@@ -87,11 +88,18 @@ def _plan(
         quantized = transcode.with_shapes(quantized, tensors, target, registry)
         tensors = transcode.unpacked(tensors, quantized)
     adapter, variant = _recognise(adapters, tensors, stores.base.location, skipped)
+    own = transcode.without(quantized, adapter.foreign(tensors))
+    if own is not quantized:
+        quantized, whole = own, source_tensors(stores.base)
+        tensors = transcode.unpacked(whole, own) if own is not None else whole
     tensors = source_tensors(stores.base, tensors, stores.of(adapter))
     model = ModelFacts(adapter.name, variant, adapter.describe(tensors), tensors.config)
     problems = [*adapter.problems(tensors)]
     if quantized is None:
-        problems += unread_scales(tensors, stores.base.location)
+        foreign = set(adapter.foreign(tensors))
+        problems += unread_scales(
+            tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign}), stores.base.location
+        )
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
     loras = plan_loras(recipe, adapter, infos, stores, quantized, registry)
@@ -133,7 +141,7 @@ def _plan(
             *skipped_tensors(adapter, tensors),
             *loras.warnings,
         ),
-        problems=tuple(_missing_disk(planned)),
+        problems=tuple(missing_disk(planned)),
         loras=loras,
     )
 
@@ -171,7 +179,7 @@ def _recognise(
     raise PlanError(f"{path}: no model adapter recognises it (tried {tried}); its tensors: {some} ...", *skipped)
 
 
-def _missing_disk(planned: Sequence[OutputPlan]) -> list[str]:
+def missing_disk(planned: Sequence[OutputPlan]) -> list[str]:
     """Outputs on one disk need the room for all of them."""
     found = []
     needed: dict[int, int] = {}

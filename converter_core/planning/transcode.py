@@ -1,9 +1,9 @@
-"""A source that is quantized already: recognised, and either refused or laid out anew without touching a byte."""
+"""A source that is quantized already: recognised, with its weights in their own shapes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,10 +20,14 @@ from ..plugins.registry import Registry
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a checkpoint's quantized weights are: whose format, and name -> format and keys."""
+    """What a checkpoint's quantized weights are: whose format, and name -> format and keys.
+
+    added: tensors that the target added and that belong to no weight.
+    """
 
     target: str
     weights: Mapping[str, Stored]
+    added: frozenset[str] = frozenset()
 
     def of(self, info: WeightInfo) -> Stored | None:
         """How a weight is stored, by the key that its model adapter takes for it, whatever it calls the weight."""
@@ -44,7 +48,7 @@ def recognise(tensors: SourceTensors, registry: Registry, preferred: Target, ski
     targets = [preferred if name == preferred.name else registry.targets[name]() for name in names]
     for target, found in call_each(targets, lambda target: _detected(target, tensors), skipped):
         if found and (best is None or len(found) > len(best.weights)):
-            best = Quantized(target.name, found)
+            best = Quantized(target.name, found, frozenset(target.added(tensors)))
     return best
 
 
@@ -76,7 +80,16 @@ def with_shapes(
                 known[case] = _shape(name, stored, specs, target, registry)
             stored = replace(stored, shape=known[case])
         weights[name] = stored
-    return Quantized(quantized.target, weights)
+    return replace(quantized, weights=weights)
+
+
+def without(quantized: Quantized | None, foreign: Collection[str]) -> Quantized | None:
+    """The same without the weights of other models in the file; None if none are left."""
+    if quantized is None or not foreign:
+        return quantized
+    others = set(foreign)
+    own = {name: stored for name, stored in quantized.weights.items() if name not in others}
+    return Quantized(quantized.target, own) if own else None
 
 
 def unpacked(tensors: SourceTensors, quantized: Quantized) -> SourceTensors:
@@ -85,7 +98,7 @@ def unpacked(tensors: SourceTensors, quantized: Quantized) -> SourceTensors:
     The dtype of a quantized weight is that of its codes.
     """
     name_of = {stored.primary: name for name, stored in quantized.weights.items()}
-    parts = {key for stored in quantized.weights.values() for key in stored.keys.values()}
+    parts = {key for stored in quantized.weights.values() for key in stored.keys.values()} | quantized.added
 
     def all_of() -> Iterator[tuple[str, TensorSpec]]:
         for key, spec in tensors.items():

@@ -28,12 +28,13 @@ class Rule:
 class LoraSection:
     """A LoRA that is merged into the weights: ``W + strength * alpha / rank * B A``.
 
-    alpha: for pairs whose file has none; None: their rank.
+    alpha: for pairs whose file has none; None: their rank. component: of a folder with several models, which one.
     """
 
     path: str = field(metadata={"read": folder})
     strength: float = field(default=1.0, metadata={"read": finite})
     alpha: float | None = field(default=None, metadata={"read": finite})
+    component: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class SourceSection:
     """Where the checkpoint is. None: detected.
 
     path: a directory (with or without an index), an index, or one file of weights.
-    type: the model adapter's name. format: the container of the files.
+    type: the model adapter's name. components: of a folder with several models, by name; empty: the main ones.
+    format: the container of the files.
     options: the model adapter's own dataclass fields; they need ``type``.
     calibration: a file of activation statistics, for the schemes whose options ask for it.
     loras: merged in this order. lora_numerics: ``exact``, or a target whose runtime's own tool is followed.
@@ -50,6 +52,7 @@ class SourceSection:
 
     path: str = field(metadata={"read": folder})
     type: str | None = None
+    components: tuple[str, ...] = ()
     format: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     calibration: str | None = field(default=None, metadata={"read": folder})

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from ..api.contexts import WeightContext
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
-from ..api.values import TensorRef, TensorSpec, WeightInfo
+from ..api.tensors import same
+from ..api.values import Stored, TensorRef, TensorSpec, WeightInfo
 from ..engine.memory import Budget
 from ..errors import Refused
-from .decode import Decoded, Slicer, Slices, decode, read_slab
+from .decode import Decoded, Slicer, Slices, decode, filled, read_slab
 from .error_stats import ErrorStats
 from .files import Reading
 from .held_out import HeldOut, OutputError
@@ -95,9 +97,17 @@ class Measure:
         report = replace(report, output_error=outputs.relative if outputs is not None else None)
         return _judged(_with_errors(report, stats), stats)
 
-    def same_parts(self, weight: Weight, specs: dict[str, TensorSpec], reading: Reading) -> str:
-        """Why a weight is not the one of a source that has the same parts; empty if it is."""
+    def same_parts(
+        self, weight: Weight, specs: dict[str, TensorSpec], reading: Reading, info: WeightInfo | None
+    ) -> str:
+        """Why a weight is not the one of a quantized source; empty if it is."""
         assert self._source is not None
+        stored = self._source.stored(info) if info is not None else None
+        dressed = self._source.dressed
+        alike = dressed is not None and dressed.name == self._target.name
+        alike = alike and stored is not None and dict(stored.keys) == dict(weight.stored.keys)
+        if stored is not None and dressed is not None and not alike:
+            return self._same_when_decoded(weight, specs, reading, stored, dressed)
         for role, key in weight.stored.keys.items():
             if key not in self._source.checkpoint.tensors:
                 return f"{key} is not in the source"
@@ -105,6 +115,29 @@ class Measure:
             if not copied_equals(reading, key, specs[role], self._source, info, self._target):
                 return f"{key} differs from the source"
         return ""
+
+    def _same_when_decoded(
+        self, weight: Weight, specs: dict[str, TensorSpec], reading: Reading, before: Stored, dressed: Target
+    ) -> str:
+        """Why the canonical parts of a weight are not those of its source, in another target's dress."""
+        assert self._source is not None
+        checkpoint, spec = self._source.checkpoint, TensorSpec("F32", before.shape or ())
+        sizes = {role: checkpoint.tensors[key] for role, key in before.keys.items()}
+        with self._budget.take(3 * sum(one.nbytes for one in (*sizes.values(), *specs.values()))):
+            ours, theirs = (
+                target.decode(
+                    WeightContext(WeightInfo("weight", {}), "weight", spec, stored.format),
+                    {role: filled(read, key, known[role], 0) for role, key in stored.keys.items()},
+                )
+                for target, stored, read, known in (
+                    (self._target, weight.stored, reading, specs),
+                    (dressed, before, checkpoint.read, sizes),
+                )
+            )
+        if ours.keys() != theirs.keys():
+            return f"has the parts {', '.join(ours)}, its source {', '.join(theirs)}"
+        different = [role for role, part in ours.items() if not same(part, theirs[role])]
+        return f"its {', '.join(different)} differ from the source" if different else ""
 
     def _slices(
         self, quantizer: Quantizer, weight: Weight, specs: dict[str, TensorSpec]

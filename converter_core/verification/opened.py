@@ -132,14 +132,17 @@ class OpenedOutput:
             raise VerificationError(f"{shown(against)}: has no tensor that {self.adapter.name} knows") from None
         notes = self.output.notes
         tensors = source_tensors(checkpoint)
-        quantized = transcode.recognise(tensors, self.registry, self.target, notes)
+        quantized, dressed = transcode.recognise(tensors, self.registry, self.target, notes), None
         if quantized is not None:
             notes.append(f"the source is itself quantized ({quantized}); it is compared bit by bit")
+            dressed = self.registry.targets[quantized.target]()
+            quantized = transcode.with_shapes(quantized, tensors, dressed, self.registry)
             tensors = transcode.unpacked(tensors, quantized)
         stores = Stores(checkpoint, partial(open_checkpoint, registry=self.registry))
         tensors = source_tensors(checkpoint, tensors, stores.of(self.adapter))
         stack.callback(stores.close)
-        return Source(stores, self.adapter, self.target, tensors, quantized, self._loras(stores, tensors, quantized))
+        loras = self._loras(stores, tensors, quantized)
+        return Source(stores, self.adapter, self.target, tensors, quantized, loras, dressed)
 
     def _loras(self, stores: Stores, tensors: SourceTensors, quantized: Quantized | None) -> Loras:
         """What was merged into the source. VerificationError if a file of it is not what it was."""

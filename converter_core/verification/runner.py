@@ -231,7 +231,7 @@ class Run:
         weight = replace(weight, stored=replace(weight.stored, keys=own))
         specs = {role: self.specs[key] for role, key in weight.stored.keys.items()}
         if self.source is not None and self.source.quantized is not None:
-            reason = self.measure.same_parts(weight, specs, reading)
+            reason = self.measure.same_parts(weight, specs, reading, info)
             if reason:
                 raise Wrong(reason, report)
             return report

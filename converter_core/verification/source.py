@@ -11,7 +11,7 @@ from ..api.contexts import SourceTensors, WeightContext
 from ..api.models import ModelAdapter
 from ..api.targets import Target
 from ..api.tensors import dtype_of, raw
-from ..api.values import TensorSpec, WeightInfo
+from ..api.values import Stored, TensorSpec, WeightInfo
 from ..engine.merging import Merger
 from ..engine.reading import Reader
 from ..planning.encoding import Encoding
@@ -43,8 +43,9 @@ class Source:
         tensors: SourceTensors,
         quantized: Quantized | None,
         loras: Loras = NO_LORAS,
+        dressed: Target | None = None,
     ) -> None:
-        """quantized: its weights that are quantized already; their parts can only be compared as they are.
+        """quantized: its weights that are quantized already, which are compared as they are. dressed: their target.
 
         loras: what was merged into it.
         """
@@ -55,6 +56,7 @@ class Source:
         self.tensors = tensors
         self.quantized = quantized
         self.loras = loras
+        self.dressed = dressed
         self._inference = ShapeInference(adapter)
         self._mergers = threading.local()
 
@@ -66,11 +68,15 @@ class Source:
         return self._inference.run(Passthrough(), encoding, specs, merged=merged).spec
 
     def nbytes(self, info: WeightInfo) -> int:
-        stored = self.quantized.of(info) if self.quantized is not None else None
+        stored = self.stored(info)
         if stored is not None:
             return sum(self.checkpoint.tensors[key].nbytes for key in stored.keys.values())
         bound = (one for source in info.sources.values() for one in bind(self.stores, source, self.adapter))
         return sum(one.spec.nbytes for one in bound)
+
+    def stored(self, info: WeightInfo) -> Stored | None:
+        """Of a weight that is quantized already."""
+        return self.quantized.of(info) if self.quantized is not None else None
 
     def rows(self, info: WeightInfo, start: int, stop: int, of: int) -> Tensor:
         """Rows of the assembled weight, which has ``of``; of one without rows, all of it."""

@@ -77,6 +77,8 @@ def test_inspect_as_json(kept, capsys):
         "target": "lightx2v",
         "formats": {"int8": 36},
         "schemes": [{"match": "(target_modules)", "method": "int8", "options": {}}],
+        "arrangement": {},
+        "options": {},
     }
     assert "tensors" not in found
     assert run(["inspect", str(kept / "output_int8"), "--json", "--tensors"]) == 0

@@ -316,7 +316,7 @@ def test_a_tensor_that_claims_more_than_its_storage(tmp_path):
 
 
 def test_another_kind_of_file_under_the_name(tmp_path):
-    (tmp_path / "x.pth").write_bytes(b"<html>404</html>")
+    (tmp_path / "x.pth").write_bytes(b"just some text")
     assert "this is no file of torch.save" in refusal(tmp_path / "x.pth")
 
 

@@ -49,7 +49,7 @@ def test_it_is_json(wan_source, registry):
     }
     assert set(seen) == {
         *("path", "format", "model", "variant", "facts", "dtypes", "parameters", "bytes", "files", "skipped"),
-        *("quantized", "runtime_config", "notes", "tensors"),
+        *("quantized", "runtime_config", "notes", "tensors", "problems", "next_steps", "components"),
     }
 
 
@@ -129,7 +129,7 @@ def test_without_any_plugin(wan_source):
             origin.plugin
             for kind in load_plugins().catalogues()
             for origin in kind.origins.values()
-            if kind.kind != "container"
+            if kind.kind not in ("container", "storage")
         ]
     )
     seen = inspect(wan_source, registry)

@@ -66,7 +66,7 @@ def test_values_are_like_those_of_a_trained_model(tmp_path):
         write_synthetic(tmp_path, SyntheticCheckpoint({"x.weight": TensorSpec("F32", (256, 512))}), dtype="F32")
     )
     weight = tensors["x.weight"]
-    assert weight.ne(0).all()
+    assert weight.eq(0).float().mean() < 1e-4
     rows = weight.abs().median(dim=1).values
     assert rows.max() / rows.min() > 3
     assert (weight.abs().amax(dim=1) / weight.std(dim=1)).max() > 6

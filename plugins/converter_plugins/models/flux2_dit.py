@@ -69,6 +69,7 @@ class Flux2Dit(TableModel):
     shared: ClassVar[Collection[str]] = tuple(
         f"{name}.weight" for name in ("x_embedder", "context_embedder", "norm_out.linear", "proj_out")
     )
+    classes: ClassVar[Collection[str]] = ("Flux2Transformer2DModel",)
     variants: ClassVar[Mapping[str, Size]] = {"FLUX.2-dev": _size(8, 48, 6144, 128, 15360, "guidance")}
     sample: ClassVar[Size] = _size(1, 2, 64, 32, 96, "guidance", freq=32)
 

@@ -103,6 +103,7 @@ class HunyuanDit(TableModel):
         (f"{BLOCK}txt_mod.linear.weight", "byt5_in.fc1.weight"),
     )
     shared: ClassVar[Collection[str]] = tuple(f"{one}.weight" for one in ("final_layer.linear", "norm_out.linear"))
+    classes: ClassVar[Collection[str]] = ("HunyuanVideo15Transformer3DModel",)
     variants: ClassVar[Mapping[str, Size]] = {
         "HunyuanVideo-1.5": _size(54, 2048, 128, 3584, 1472, 1152),
         "HunyuanVideo-1.5 (mean flow)": _size(54, 2048, 128, 3584, 1472, 1152, "meanflow"),

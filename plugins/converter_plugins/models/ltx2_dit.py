@@ -105,6 +105,7 @@ class Ltx2Dit(TableModel):
         f"{ROOT}{name}" for name in ("scale_shift_table", "proj_out.weight", "proj_out.bias")
     )
     ignored: ClassVar[tuple[str, ...]] = ("audio_vae.", "vocoder.", "text_embedding_projection.")
+    classes: ClassVar[Collection[str]] = ("LTX2VideoTransformer3DModel",)
     variants: ClassVar[Mapping[str, Size]] = {"LTX-2-19B": _size(48, 4096, 2048, 3840, 32, "caption")}
     sample: ClassVar[Size] = _size(2, 64, 32, 48, 4, "caption")
 

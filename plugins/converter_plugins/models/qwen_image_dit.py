@@ -48,6 +48,7 @@ class QwenImageDit(TableModel):
     table: ClassVar[Table] = Table(_rows(), ("original", "diffusers"))
     signature: ClassVar[Sequence[Collection[str]]] = ((f"{BLOCK}img_mod.1.weight", f"{BLOCK}txt_mod.1.weight"),)
     shared: ClassVar[Collection[str]] = ("norm_out.linear.weight", "norm_out.linear.bias", "proj_out.weight")
+    classes: ClassVar[Collection[str]] = ("QwenImageTransformer2DModel",)
     variants: ClassVar[Mapping[str, Size]] = {
         "Qwen-Image": _size(60, 3072, 128, 3584, 64),
         "Qwen-Image-Layered": _size(60, 3072, 128, 3584, 64, "layered"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from converter_core.api import PREFIXES, ModelAdapter, Row, Size, Table, TableModel, hookimpl, linear, norm
+from converter_core.api import PREFIXES, ModelAdapter, Row, Size, SourceRoot, Table, TableModel, hookimpl, linear, norm
 
 BLOCK = "visual.transformer.{}."
 
@@ -44,6 +44,11 @@ class WanClip(TableModel):
     sample: ClassVar[Size] = _size(2, 64, 160, 48, 14, 5)
     auxiliary: ClassVar[bool] = True
     component: ClassVar[str] = "clip"
+
+    def components(self, root: SourceRoot) -> Mapping[str, str]:
+        """The file beside the released transformers."""
+        files = root.matching("models_clip_open-clip-xlm-roberta-large-vit-huge-14.*", "models_clip_*")
+        return {self.component: files[0]} if files else {}
 
     def output_name(self, method: str) -> str:
         """What LightX2V looks for, but for the suffix."""

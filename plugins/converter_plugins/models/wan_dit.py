@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from converter_core.api import (
     ModelAdapter,
     Size,
+    SourceRoot,
     SourceTensors,
     SyntheticCheckpoint,
     Table,
@@ -23,6 +24,9 @@ __all__ = ["HEAD_DIM", "SYNTHETIC", "VARIANTS", "Structure", "WanDit"]
 HEAD_DIM = 128
 """Of every released Wan model. No tensor's shape shows it, so the number of heads is derived from it."""
 
+EXPERTS = ("high_noise_model", "low_noise_model")
+"""The folders of a Wan2.2 A14B pair."""
+
 SYNTHETIC = Structure(dim=256, ffn_dim=640, num_layers=3, in_dim=36, text_dim=512, image_dim=384, image=True)
 
 
@@ -32,6 +36,11 @@ class WanDit(TableModel):
     name: ClassVar[str] = "wan_dit"
     modules: ClassVar[Sequence[str]] = ("self_attn", "cross_attn", "ffn", "face_adapter", "audio_injector")
     default: ClassVar[bool] = True
+    classes: ClassVar[Collection[str]] = (
+        "WanTransformer3DModel",
+        "WanVACETransformer3DModel",
+        "WanAnimateTransformer3DModel",
+    )
     table: ClassVar[Table] = TABLE
     # a modulation table, and what it modulates: together they occur in no other model of these key formats
     signature: ClassVar[Sequence[Collection[str]]] = (
@@ -39,6 +48,12 @@ class WanDit(TableModel):
         ("patch_embedding.weight", f"{BLOCK}self_attn.q.weight"),
     )
     variants: ClassVar[Mapping[str, Size]] = {name: structure.size for name, structure in VARIANTS.items()}
+
+    def components(self, root: SourceRoot) -> Mapping[str, str]:
+        """The two experts of Wan2.2 A14B, the transformer beside its encoders, or the transformers of a pipeline."""
+        experts = {name: name for name in EXPERTS if root.holds_weights(name)}
+        released = root.matching("diffusion_pytorch_model*.safetensors") and root.matching("models_t5_*")
+        return experts or ({"dit": "."} if released else super().components(root))
 
     def owns_key(self, key: str) -> bool:
         """Not ``blocks.N.norm2.weight``: that in the diffusers key format, and also of the T5 that comes with Wan."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from converter_core.api import PREFIXES, ModelAdapter, Row, Size, Table, TableModel, hookimpl, linear, norm
+from converter_core.api import PREFIXES, ModelAdapter, Row, Size, SourceRoot, Table, TableModel, hookimpl, linear, norm
 
 BLOCK = "blocks.{}."
 LAYER = "encoder.block.{}.layer."
@@ -52,10 +52,16 @@ class WanT5(TableModel):
         f"{BLOCK}norm1.weight",
         f"{BLOCK}norm2.weight",
     )
+    classes: ClassVar[Collection[str]] = ("UMT5EncoderModel",)
     variants: ClassVar[Mapping[str, Size]] = {"umT5-XXL": _size(24, 4096, 10240, 64, 256384)}
     sample: ClassVar[Size] = _size(2, 64, 160, 4, 96)
     auxiliary: ClassVar[bool] = True
     component: ClassVar[str] = "t5"
+
+    def components(self, root: SourceRoot) -> Mapping[str, str]:
+        """The file beside the released transformers, or the folder of a pipeline."""
+        files = root.matching("models_t5_umt5-xxl-enc-bf16.*", "models_t5_umt5-xxl-enc-*")
+        return {self.component: files[0]} if files else super().components(root)
 
     def output_name(self, method: str) -> str:
         """What LightX2V looks for, but for the suffix."""

@@ -62,6 +62,7 @@ class ZImageDit(TableModel):
         (f"{BLOCK}attention.to_q.weight", f"{BLOCK}adaLN_modulation.0.weight", "cap_pad_token"),
         (f"{BLOCK}feed_forward.w1.weight", f"{NOISE}feed_forward.w1.weight", "cap_pad_token"),
     )
+    classes: ClassVar[Collection[str]] = ("ZImageTransformer2DModel",)
     variants: ClassVar[Mapping[str, Size]] = {"Z-Image": _size(30, 3840, 10240, 128, 2560, 1024, 256)}
     sample: ClassVar[Size] = _size(2, 64, 170, 32, 48, 1024, 64)
 

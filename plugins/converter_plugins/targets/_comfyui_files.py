@@ -116,6 +116,11 @@ def detect(tensors: SourceTensors) -> dict[str, Stored]:
     return found
 
 
+def markers(tensors: SourceTensors) -> Iterator[str]:
+    """Those of the older style, which belong to no weight."""
+    return (key for prefix in ("", PREFIX) if (key := prefix + LEGACY_MARKER) in tensors)
+
+
 def notes(weights: Mapping[str, Stored]) -> Iterator[str]:
     """Of formats by the version that reads them, and of bytes that lie in a way no tensor shows."""
     names = {stored.format.name for stored in weights.values()}

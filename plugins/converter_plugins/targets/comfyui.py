@@ -175,6 +175,9 @@ class ComfyUI(Target):
     def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
         return _comfyui_files.detect(tensors)
 
+    def added(self, tensors: SourceTensors, /) -> Iterable[str]:
+        return _comfyui_files.markers(tensors)
+
     def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
         return {
             "folder": "ComfyUI/models/diffusion_models",

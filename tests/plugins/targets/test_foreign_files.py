@@ -61,15 +61,15 @@ def written(source: Path, folder: Path, config: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("method", "config"),
+    ("method", "style", "config"),
     [
-        ("int8", lambda: torchao("int8")),
-        ("fp8", lambda: torchao("fp8")),
-        ("int8", lambda: sdnq("int8")),
-        ("fp8", lambda: sdnq("float8_e4m3fn")),
+        ("int8", "torchao", lambda: torchao("int8")),
+        ("fp8", "torchao", lambda: torchao("fp8")),
+        ("int8", "sdnq", lambda: sdnq("int8")),
+        ("fp8", "sdnq", lambda: sdnq("float8_e4m3fn")),
     ],
 )
-def test_what_diffusers_writes(method: str, config: Any, source: Path, tmp_path: Path) -> None:
+def test_what_diffusers_writes(method: str, style: str, config: Any, source: Path, tmp_path: Path) -> None:
     folder = written(source, tmp_path / "o", config())
     found = converter_core.inspect(folder)
     assert (found.model, found.quantized.target, dict(found.quantized.formats)) == (
@@ -81,7 +81,7 @@ def test_what_diffusers_writes(method: str, config: Any, source: Path, tmp_path:
     # laid out anew without touching a byte
     asked = {
         "source": {"path": str(folder)},
-        "target": {"format": "diffusers", "layout": "chunked", "chunk_size": 40},
+        "target": {"format": "diffusers", "options": {"style": style}, "layout": "chunked", "chunk_size": 40},
         "output": {"path": str(tmp_path / "again")},
     }
     converter_core.convert(asked)

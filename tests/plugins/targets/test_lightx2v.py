@@ -234,7 +234,10 @@ def test_leaving_some_out_is_refused() -> None:
 
 
 def test_quantized_weights_outside_the_blocks_are_refused() -> None:
-    weights = [planned("blocks.0.ffn.0.weight", "int8"), planned("text_embedding.0.weight", "int8", block="")]
+    weights = [
+        planned("blocks.0.ffn.0.weight", "int8"),
+        planned("text_embedding.0.weight", "int8", "embedding", block=""),
+    ]
     assert list(TARGET.refuse(ModelFacts(), weights)) == [
         "LightX2V reads text_embedding.0.weight unquantized only, not as int8"
     ]

@@ -7,7 +7,7 @@ import pytest
 from converter_core.api.formats import QuantFormat
 from converter_core.api.values import Stored
 from converter_plugins.targets import lightx2v
-from converter_plugins.targets._lightx2v_config import CHOICES, notes, runtime_config
+from converter_plugins.targets._lightx2v_config import CHOICES, DIT, notes, runtime_config
 
 
 def stored(format: str, *roles: str) -> Stored:
@@ -36,16 +36,16 @@ def test_every_format_has_a_loader() -> None:
     ],
 )
 def test_configuration(format: str, config: dict[str, object], choices: str) -> None:
-    told = runtime_config({"a": stored(format), "b": stored(format)}, "/out/wan")
+    told = runtime_config(DIT, {"a": stored(format), "b": stored(format)}, "/out/wan")
     assert told["config"] == {"dit_quantized": True, "dit_quantized_ckpt": "/out/wan", **config}
     assert list(told["dit_quant_scheme choices"]) == choices.split()
     assert json.loads(json.dumps(told)) == told
 
 
 def test_what_no_loader_reads_has_no_configuration() -> None:
-    assert runtime_config({}, "/out") == {}
-    assert runtime_config({"a": stored("int8"), "b": stored("fp8")}, "/out") == {}
-    assert runtime_config({"a": stored("int4")}, "/out") == {}
+    assert runtime_config(DIT, {}, "/out") == {}
+    assert runtime_config(DIT, {"a": stored("int8"), "b": stored("fp8")}, "/out") == {}
+    assert runtime_config(DIT, {"a": stored("int4")}, "/out") == {}
 
 
 def test_nvfp4_without_statistics_needs_a_calibration() -> None:
@@ -68,7 +68,7 @@ def test_an_expert_has_a_key_of_its_own(expert: str) -> None:
     """``dit_quantized_ckpt`` would load the same file for both experts of a Wan2.2 A14B."""
     weights = {"blocks.0.ffn.0.weight": Stored(QuantFormat("int8", "int8"), {"weight": "blocks.0.ffn.0.weight"})}
     path = f"/models/Wan2.2-I2V-A14B/{expert}_model_int8"
-    config = runtime_config(weights, path)["config"]
+    config = runtime_config(DIT, weights, path)["config"]
     assert config[f"{expert}_quantized_ckpt"] == path
     assert "dit_quantized_ckpt" not in config
 
@@ -78,4 +78,4 @@ def test_lazy_load_is_told_of_the_schemes_that_fail_with_it_and_of_no_other() ->
     assert told == {"int8-vllm-hygon-dcu", "int8-npu", "int8-tmo", "int8-iluvatar", "fp8-musa"}
     weights = {"blocks.0.ffn.0.weight": Stored(QuantFormat("int8", "int8"), {"weight": "blocks.0.ffn.0.weight"})}
     assert list(notes(weights)) == []
-    assert "lazy_load" not in runtime_config(weights, "/x")["config"]
+    assert "lazy_load" not in runtime_config(DIT, weights, "/x")["config"]
