@@ -71,7 +71,7 @@ def run(asked: Asked, *, resume: bool = True, quiet: bool = False) -> dict[str, 
         recipe = asked.load(registry)
         with ExitStack() as stack:
             plans = [stack.enter_context(plan) for plan in make_plans(recipe, registry, require_device=True)]
-            log.name = ", ".join(output.name for plan in plans for output in plan.outputs)
+            log.name = ", ".join(dict.fromkeys(output.name for plan in plans for output in plan.outputs))
             planned = list(dict.fromkeys(warning for plan in plans for warning in plan.warnings))
             for warning in planned:
                 log.say(f"warning: {warning}")

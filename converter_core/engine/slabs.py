@@ -65,12 +65,14 @@ class Worker:
                 weight = source.weight(start, stop)
                 for one in making:
                     one.observe(weight)
+                del weight
                 self.advance(0)
         for start, stop in runs(0, source.rows, cut.slab):
             for first, last in runs(start, stop, cut.span):
                 weight = source.weight(first, last)
                 for one in making:
                     one.quantize(weight, first, last, slab=(start, stop))
+                del weight  # before the next rows are merged
             for one in making:
                 one.store(start, stop)
             for one in making:

@@ -64,6 +64,6 @@ def of_target(target: Target, weights: Iterable[PlannedWeight]) -> Iterable[str]
 
 
 def of_outputs(outputs: Sequence[OutputPlan]) -> Iterable[str]:
-    """The notes of all; of several each with the name of its output."""
+    """The notes of all; of several each with the folder of its output."""
     for output in outputs:
-        yield from (f"{output.name}: {note}" if len(outputs) > 1 else note for note in output.notes)
+        yield from (f"{output.path.name}: {note}" if len(outputs) > 1 else note for note in output.notes)

@@ -35,8 +35,9 @@ def cut(job: Job, slab_bytes: int, budget: int) -> Cut:
     """Slabs of about ``slab_bytes`` of source, lower where the budget asks for it; whole where it must be."""
     rows = job.spec.shape[0] if job.spec.shape else 1
     tall = max(rows, 1)
-    row_source = -(-(job.source_nbytes + _input_bytes(job, by_rows=True) + _term_bytes(job, by_rows=True)) // tall)
+    row_source = -(-(job.source_nbytes + _input_bytes(job, by_rows=True)) // tall)
     row_working = job.spec.numel // tall * (WORKING_BYTES + (MERGING_BYTES if job.terms else 0))
+    row_working += -(-_term_bytes(job, by_rows=True) // tall)
     row_output = -(-sum(export.nbytes for export in job.exports) // tall)
     held = _input_bytes(job, by_rows=False) + _term_bytes(job, by_rows=False) + sum(map(_prepared_bytes, job.exports))
 
