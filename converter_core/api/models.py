@@ -38,6 +38,15 @@ class ModelAdapter(ABC):
     by_name: ClassVar[bool] = False
     """Never tried by itself: only ``source.type`` calls for it."""
 
+    @property
+    def key_formats(self) -> Sequence[str]:
+        """Those that ``rename`` knows, its own first; empty: not said."""
+        return ()
+
+    def input_files(self) -> Sequence[str]:
+        """Paths of files beside the tensors that the output depends on, e.g. a tokenizer; in the fingerprint too."""
+        return ()
+
     @abstractmethod
     def owns_key(self, key: str) -> bool:
         """Whether a key is one of this model's. Tells its files from those of other models in the same folder."""

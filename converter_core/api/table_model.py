@@ -42,6 +42,10 @@ class TableModel(ModelAdapter):
     component: ClassVar[str] = ""
     """What part of a pipeline it is where that is not the diffusion transformer, e.g. ``t5``; a fact for targets."""
 
+    @property
+    def key_formats(self) -> Sequence[str]:
+        return self.table.key_formats
+
     def contents(self, tensors: Mapping[str, TensorSpec]) -> TableContents:
         return TableContents(self.table, tensors, self.ignored)
 

@@ -60,6 +60,10 @@ class Target(ABC):
         """The key format that model adapters are asked for."""
         return "original"
 
+    def key_format_for(self, known: Collection[str]) -> str:
+        """The key format that a model is asked for that knows these; another one where the runtime mixes them."""
+        return self.key_format
+
     @property
     def config_format(self) -> str:
         """The key format that ``config.json`` is asked for in; that of the names unless a runtime mixes them."""

@@ -94,12 +94,12 @@ def _describe(
     checkpoint: Checkpoint, adapters: Sequence[ModelAdapter], registry: Registry, skipped: list[str]
 ) -> Inspection:
     tensors = source_tensors(checkpoint)
+    is_statistics = is_calibration(checkpoint.metadata)
     manifest = _manifest_of(checkpoint)
     target, found = _target_of(tensors, manifest, registry, skipped)
     if found is not None and target is not None:
         found = transcode.with_shapes(found, tensors, target, registry)
     original = transcode.unpacked(tensors, found) if found else tensors
-    is_statistics = is_calibration(checkpoint.metadata)
     adapter, variant = next(iter(() if is_statistics else recognisers(adapters, original, skipped)), (None, None))
     foreign = set(adapter.foreign(original)) if adapter else set()
     found = transcode.without(found, foreign)
@@ -111,13 +111,13 @@ def _describe(
     names = [*(file.name for file in checkpoint.files), *checkpoint.skipped]
     problems = [*clues.of_files(names), *(adapter.problems(original) if adapter else ())]
     notes = [*checkpoint.notes, *(target.notes(weights) if target and found else ())]
-    notes += [_of_statistics(tensors)] if is_statistics else []
-    if adapter is None and found is None and not is_statistics:
+    if is_statistics:
+        notes.append(_of_statistics(tensors))
+    elif adapter is None and found is None:
         notes += clues.of_unrecognised(tensors, adapters)
     if found is None:
-        notes += clues.of_dtypes(
-            tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign}), checkpoint.location
-        )
+        own = tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign})
+        notes += clues.of_dtypes(own, checkpoint.location)
     held = Counter(map(checkpoint.file_of, tensors))
     name = adapter.name if adapter else None
     where = str(checkpoint.location)

@@ -117,8 +117,9 @@ def assign(
     ]
     by_default = 0
     found = []
+    key_format = target.key_format_for(adapter.key_formats)
     for info in infos:
-        names = {info.name, adapter.rename(info.name, target.key_format)}
+        names = {info.name, adapter.rename(info.name, key_format)}
         taken = _first(rules, names, info)
         if taken:
             found.append(Assignment(info, taken[0].quantizer or passthrough, f"rule {taken[0].match!r}"))

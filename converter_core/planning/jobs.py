@@ -112,6 +112,7 @@ class JobBuilder:
         self.adapter = adapter
         self.model = model
         self.target = target
+        self.key_format = target.key_format_for(adapter.key_formats)
         self.stores = stores
         self.inference = inference
         self.passthrough = passthrough
@@ -176,7 +177,7 @@ class JobBuilder:
 
     def _context(self, info: WeightInfo, stored: Stored) -> WeightContext:
         spec = TensorSpec("F32", stored.shape) if stored.shape is not None else None
-        name = self.adapter.rename(info.name, self.target.key_format)
+        name = self.adapter.rename(info.name, self.key_format)
         return WeightContext(info, name, spec, stored.format, self.model, roles=tuple(stored.keys))
 
     def _transcoded(self, info: WeightInfo, stored: Stored) -> tuple[PlannedWeight, list[Job]] | None:
@@ -202,7 +203,7 @@ class JobBuilder:
             jobs.append(job)
             outputs += [replace(tensor, role=role) for tensor in job.exports[0].tensors]
         shape = stored.shape or jobs[0].spec.shape
-        name = self.adapter.rename(info.name, self.target.key_format)
+        name = self.adapter.rename(info.name, self.key_format)
         return PlannedWeight(info, name, TensorSpec("F32", shape), stored.format, tuple(outputs)), jobs
 
     def _made(self, assignment: Assignment, bias: Assignment | None) -> tuple[PlannedWeight, list[Job]] | None:
@@ -239,7 +240,7 @@ class JobBuilder:
         key: of a part that is copied as it is. spec: of the weight, where it is not that of what is read. given: what
         the quantizer takes beside that, where the quantizer itself does not know.
         """
-        name = self.adapter.rename(info.name, self.target.key_format)
+        name = self.adapter.rename(info.name, self.key_format)
         sources = {role: bind(self.stores, source, self.adapter) for role, source in info.sources.items()}
         specs = {role: joined_spec(several) for role, several in sources.items()}
         main = specs.get("weight") or next(iter(specs.values()))
@@ -282,7 +283,7 @@ class JobBuilder:
     def _bias_context(self, bias: Assignment | None) -> WeightContext | None:
         if bias is None:
             return None
-        name = self.adapter.rename(bias.info.name, self.target.key_format)
+        name = self.adapter.rename(bias.info.name, self.key_format)
         return WeightContext(bias.info, name, None, UNQUANTIZED, self.model)
 
     def _inputs(self, quantizer: Quantizer, context: WeightContext) -> dict[str, BoundTensor | Tensor]:

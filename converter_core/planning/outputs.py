@@ -89,7 +89,8 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     registry, section = source.registry, recipe.quantization
     main = quantizer_of(registry, section.method, section.options, target)
     passthrough = Passthrough(_passthrough_dtype(recipe, main))
-    renamed = {info.name: source.adapter.rename(info.name, target.key_format) for info in source.infos}
+    key_format = target.key_format_for(source.adapter.key_formats)
+    renamed = {info.name: source.adapter.rename(info.name, key_format) for info in source.infos}
     clashes = list(validate.names(source.infos, renamed, source.adapter.name))
     if clashes:
         raise PluginError(*clashes)
@@ -169,7 +170,7 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
             f"makes {len(files)}; leave the layout out, or choose one that makes a single file"
         )
     quantizers = {assignment.quantizer for assignment in made.assignments.all}
-    inputs = _input_files(quantizers, recipe.source.calibration)
+    inputs = sorted({*_input_files(quantizers, recipe.source.calibration), *source.adapter.input_files()})
     loras = source.loras.metadata()
     metadata = {**container.metadata, **_metadata(made, source, inputs), **loras, **extras.metadata}
     layouts = _placed(made, files, metadata)

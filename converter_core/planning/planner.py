@@ -97,9 +97,8 @@ def _plan(
     problems = [*adapter.problems(tensors)]
     if quantized is None:
         foreign = set(adapter.foreign(tensors))
-        problems += unread_scales(
-            tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign}), stores.base.location
-        )
+        own_tensors = tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign})
+        problems += unread_scales(own_tensors, stores.base.location)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
     loras = plan_loras(recipe, adapter, infos, stores, quantized, registry)

@@ -52,7 +52,8 @@ def cut(job: Job, slab_bytes: int, budget: int) -> Cut:
     def fit(limit: int, per_row: int, step: int) -> int:
         return max(1, limit // max(per_row, 1) // step) * step
 
-    left = max(budget - held, 1)
+    # what is held may be more than there is: the weight then runs alone, in slabs that are worth the work all the same
+    left = max(budget - held, budget // 8, 1)
     span = min(fit(slab_bytes, row_source, fine), fit(left // 2, row_source + row_working, fine))
     slab = min(fit(slab_bytes, row_source, block), fit(left // 2, 2 * row_output, block))
     slab = min(slab, -(-rows // block) * block)

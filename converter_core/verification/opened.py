@@ -174,7 +174,8 @@ class OpenedOutput:
                 if (spec := weight.spec or stored.get(weight.key)) is not None
             }
         infos = inventory(self.adapter, tensors)
-        return {self.adapter.rename(info.name, self.target.key_format): info for info in infos}
+        key_format = self.target.key_format_for(self.adapter.key_formats)
+        return {self.adapter.rename(info.name, key_format): info for info in infos}
 
     def quantizer(self, weight: Weight) -> Quantizer | None:
         """The one that made it, by the recipe in the manifest or the metadata; else any that reads its format."""

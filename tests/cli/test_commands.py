@@ -185,6 +185,7 @@ def test_plugins_lists_all_with_their_options(capsys):
         "scale_rule": "absmax",
         "bias_correction": False,
         "rounding": "nearest",
+        "scale_dtype": "bfloat16",
     }
     assert run(["plugins"]) == 0
     out = capsys.readouterr().out

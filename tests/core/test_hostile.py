@@ -324,6 +324,7 @@ def test_entries_that_are_no_tensors_are_named(tmp_path):
     torch.save({"a": torch.ones(2), "epoch": 3, "list": [torch.ones(1)]}, tmp_path / "x.pth")
     said = refusal(tmp_path / "x.pth")
     assert "'list' is a list, not a tensor" in said
+    assert "epoch" not in said  # a number is left out, and told
 
 
 def test_a_list_of_tensors(tmp_path):

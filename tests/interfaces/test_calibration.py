@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import converter_core
+from converter_core.planning.slab_size import cut
 
 DIM = 64
 EXAMPLE = Path(__file__).parents[2] / "examples" / "calibrate_with_hooks.py"
@@ -203,3 +204,25 @@ def test_gptq_needs_enough_tokens(load: Any, recipe: Any, tmp_path: Path) -> Non
     file = save(tmp_path / "c.safetensors", "layers.0.up", **{"layers.0.up.tokens": torch.ones(63, DIM)})
     with pytest.raises(converter_core.PlanError, match="63 tokens in the calibration file; rounding: gptq needs 64"):
         converter_core.make_plan(asked(recipe, "int8", file, rounding="gptq"), load())
+
+
+def test_a_large_factor_does_not_starve_the_slabs(
+    load: Any, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts in the budget; a weight that takes more than there is runs alone, and still many rows at a time."""
+    file = save(tmp_path / "c.safetensors", "layers.0.up", inputs={"layers.1.up": "layers.0.up"})
+    save_file(
+        {**load_file(file), "layers.0.up.tokens": torch.ones(64, DIM)},
+        file,
+        {"inputs": '{"layers.1.up": "layers.0.up"}'},
+    )
+    registry = load()
+    monkeypatch.setattr(registry.quantizers["int8"], "prepared_bytes", lambda self, inputs: 1 << 40)
+    one = asked(recipe, "int8", file, rounding="gptq")
+    one["performance"]["max_memory"] = "4MiB"
+    with converter_core.make_plan(one, registry) as plan:
+        (job, *_) = [job for job in plan.jobs if job.info.kind == "linear"]
+        made = cut(job, 1 << 20, 4 << 20)
+        assert made.nbytes > 1 << 40
+        assert made.span >= 64
+        assert "take more than max_memory" in " ".join(plan.notes)

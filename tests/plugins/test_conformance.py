@@ -91,28 +91,34 @@ class TestNvfp4(QuantizerConformance):
 
 class TestQ8_0(QuantizerConformance):
     quantizer = Q8_0()
+    smallest = 0.01  # the scale is fp16
 
 
 class TestQ5_0(QuantizerConformance):
     quantizer = Q5_0()
+    smallest = 0.01  # the scale is fp16
 
 
 class TestQ4_1(QuantizerConformance):
     quantizer = Q4_1()
+    smallest = 0.01  # the scale is fp16
 
 
 class TestQ6_K(QuantizerConformance):
     quantizer = Q6_K()
+    smallest = 0.01  # the scale is fp16
     shapes = ((7, 256), (1, 512), (130, 256))
 
 
 class TestQ4_K(QuantizerConformance):
     quantizer = Q4_K()
+    smallest = 0.01  # the scale is fp16
     shapes = ((7, 256), (1, 512), (130, 256))
 
 
 class TestQ2_K(QuantizerConformance):
     quantizer = Q2_K()
+    smallest = 0.01  # the scale is fp16
     shapes = ((7, 256), (1, 512))
 
 

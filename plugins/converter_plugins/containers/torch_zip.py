@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import pickle
 import warnings
 import zipfile
@@ -231,7 +232,7 @@ def _forget(source: Tensor) -> None:
         _madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
-_madvise = getattr(ctypes.CDLL(None), "madvise", None)
+_madvise = getattr(ctypes.CDLL(None), "madvise", None) if os.name == "posix" else None
 
 
 @hookimpl

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
-from converter_core.api import PREFIXES, ModelAdapter, Row, Size, SourceRoot, Table, TableModel, hookimpl, linear, norm
+from converter_core.api import (
+    PREFIXES,
+    ModelAdapter,
+    Refused,
+    Row,
+    Size,
+    SourceRoot,
+    SourceTensors,
+    Table,
+    TableModel,
+    hookimpl,
+    linear,
+    norm,
+)
+
+LARGEST_TOKENIZER = 64 << 20
+"""Bytes; that of umT5 has 4.5 MB."""
 
 BLOCK = "blocks.{}."
 LAYER = "encoder.block.{}.layer."
@@ -32,8 +50,12 @@ def _size(blocks: int, dim: int, ffn_dim: int, heads: int, vocab: int) -> Size:
     return Size(dims, {BLOCK: blocks})
 
 
+@dataclass(frozen=True)
 class WanT5(TableModel):
-    """The umT5-XXL text encoder that comes with Wan: original and transformers key format."""
+    """The umT5-XXL text encoder that comes with Wan: original and transformers key format.
+
+    tokenizer: its sentencepiece file (``google/umt5-xxl/spiece.model``), for runtimes that read it out of the weights.
+    """
 
     name: ClassVar[str] = "wan_t5"
     modules: ClassVar[Sequence[str]] = ("attn", "ffn")
@@ -57,6 +79,23 @@ class WanT5(TableModel):
     sample: ClassVar[Size] = _size(2, 64, 160, 4, 96)
     auxiliary: ClassVar[bool] = True
     component: ClassVar[str] = "t5"
+
+    tokenizer: str = ""
+
+    def __post_init__(self) -> None:
+        path = Path(self.tokenizer)
+        if self.tokenizer and not (path.is_file() and 0 < path.stat().st_size <= LARGEST_TOKENIZER):
+            raise Refused(
+                f"tokenizer: {self.tokenizer} is no sentencepiece file; it is called spiece.model where Wan is "
+                "downloaded"
+            )
+
+    def input_files(self) -> Sequence[str]:
+        return (self.tokenizer,) if self.tokenizer else ()
+
+    def describe(self, tensors: SourceTensors) -> Mapping[str, Any]:
+        """And where the tokenizer lies."""
+        return {**super().describe(tensors), **({"tokenizer": self.tokenizer} if self.tokenizer else {})}
 
     def components(self, root: SourceRoot) -> Mapping[str, str]:
         """The file beside the released transformers, or the folder of a pipeline."""

@@ -29,7 +29,7 @@ DAMPINGS = (0.03, 0.1, 0.3, 1.0)
 
 LEAST_TOKENS = 64
 
-GROUP = 64
+GROUP = 128
 RUN = 128
 """Columns between two products with the whole rest of the factor."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,7 +25,7 @@ from converter_core.api import (
     spec_of,
 )
 
-from . import _comfyui_files
+from . import _comfyui_files, _comfyui_models
 from ._comfyui_files import LEGACY_MARKER, MARKER, configuration
 from ._comfyui_formats import (
     FLOAT_SCALES,
@@ -84,6 +84,10 @@ class ComfyUI(Target):
         exact = replace(format, scale_precision="F32") if format.scale_dtype == "F32" else format
         whole = replace(exact, granularity="tensor")
         return exact if storage_of(exact) is not None or storage_of(whole) is None else whole
+
+    def key_format_for(self, known: Collection[str]) -> str:
+        """Text encoders in transformers' naming, everything else in its own."""
+        return "transformers" if "transformers" in known else self.key_format
 
     def key(self, context: WeightContext, role: str, /) -> str:
         if role == "weight":
@@ -146,12 +150,18 @@ class ComfyUI(Target):
         return {MARKER: torch.tensor(list(text), dtype=torch.uint8)}
 
     def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
+        yield from _comfyui_models.problems(model, weights)
         for weight in weights:
             linear = weight.info.kind == "linear" and weight.name.endswith(".weight")
             if weight.format != UNQUANTIZED and not linear:
                 yield f"ComfyUI reads {weight.name} unquantized only, not as {weight.format}; give it method: none"
 
     def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
+        extras = self._marks(weights)
+        return replace(extras, tensors={**extras.tensors, **_comfyui_models.tokenizer(model)})
+
+    def _marks(self, weights: Sequence[PlannedWeight]) -> Extras:
+        """What says that weights are quantized."""
         quantized = {weight.name: weight for weight in weights if weight.format != UNQUANTIZED}
         if not quantized:
             return Extras()
@@ -179,11 +189,7 @@ class ComfyUI(Target):
         return _comfyui_files.markers(tensors)
 
     def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
-        return {
-            "folder": "ComfyUI/models/diffusion_models",
-            "node": "Load Diffusion Model (UNETLoader)",
-            "weight_dtype": "default",
-        }
+        return _comfyui_models.place(model)
 
     def _configuration(self, storage: Storage, roles: Sequence[str]) -> dict[str, Any]:
         full = self.full_precision_matrix_mult

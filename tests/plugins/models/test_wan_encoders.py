@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from converter_core import PlanError, convert, inspect, make_plan
+from converter_core import ConverterError, PlanError, convert, inspect, make_plan
 from converter_core.api.values import TensorSpec
 from converter_plugins.models.wan_clip import WanClip
 from converter_plugins.models.wan_t5 import WanT5
@@ -157,3 +158,75 @@ def test_a_family_member_of_another_size_is_unknown():
     wider = replace(size, dims={**size.dims, "ffn_dim": 5120})
     assert t5.recognise(t5.table.inventory(wider)) == "unknown"
     assert t5.recognise({"blocks.0.attn.q.weight": TensorSpec("F32", (4, 4))}) is None
+
+
+@pytest.mark.parametrize("method", ["int8", "fp8"])
+def test_comfyui_reads_t5_with_its_tokenizer(method, tmp_path, registry):
+    """As ``umt5_xxl_*_scaled`` files: transformers' names, the sentencepiece file as bytes, a marker for each layer."""
+    tensors = tensors_of(t5)
+    save_file(tensors, tmp_path / "t5.safetensors")
+    (tmp_path / "spiece.model").write_bytes(bytes(range(200)))
+    recipe = {
+        "source": {"path": str(tmp_path / "t5.safetensors"), "type": "wan_t5"},
+        "quantization": {"method": method},
+        "target": {"format": "comfyui"},
+        "output": {"path": str(tmp_path / "o"), "name": "umt5"},
+    }
+    with pytest.raises(PlanError, match=r"spiece\.model"):
+        make_plan(recipe)
+    recipe["source"]["options"] = {"tokenizer": str(tmp_path / "spiece.model")}
+    convert(recipe)
+    output = load_file(tmp_path / "o" / "umt5.safetensors")
+    assert bytes(output.pop("spiece_model").numpy()) == bytes(range(200))
+    names = {t5.rename(name, "transformers"): name for name in tensors}
+    marked = {key.removesuffix(".comfy_quant") for key in output if key.endswith(".comfy_quant")}
+    linear = {t5.rename(i.name, "transformers") for i in t5.weights(t5.synthetic().tensors) if i.kind == "linear"}
+    assert {f"{name}.weight" for name in marked} == linear
+    assert set(names) <= set(output)
+    for name, own in names.items():
+        if name not in linear:
+            assert torch.equal(output[name], tensors[own])
+            continue
+        scale = output[f"{name.removesuffix('.weight')}.weight_scale"]
+        decoded = output[name].float() * scale
+        assert (decoded - tensors[own].float()).norm() < 0.04 * tensors[own].float().norm()
+    told = json.loads(bytes(output[f"{min(marked)}.comfy_quant"].numpy()))
+    assert told["format"] == {"int8": "int8_tensorwise", "fp8": "float8_e4m3fn"}[method]
+    seen = inspect(tmp_path / "o", registry)
+    assert (seen.model, seen.quantized.target) == ("wan_t5", "comfyui")
+    assert seen.runtime_config["folder"] == "ComfyUI/models/text_encoders"
+
+
+def test_another_tokenizer_is_another_conversion(tmp_path):
+    save_file(tensors_of(t5), tmp_path / "t5.safetensors")
+    (tmp_path / "spiece.model").write_bytes(b"one")
+    recipe = {
+        "source": {
+            "path": str(tmp_path / "t5.safetensors"),
+            "type": "wan_t5",
+            "options": {"tokenizer": str(tmp_path / "spiece.model")},
+        },
+        "target": {"format": "comfyui"},
+        "output": {"path": str(tmp_path / "o")},
+    }
+    with make_plan(recipe) as plan:
+        first = plan.outputs[0].fingerprint.value
+    (tmp_path / "spiece.model").write_bytes(b"two")
+    with make_plan(recipe) as plan:
+        assert plan.outputs[0].fingerprint.value != first
+    (tmp_path / "empty.model").touch()
+    for name in ("absent.model", "empty.model"):
+        recipe["source"]["options"] = {"tokenizer": str(tmp_path / name)}
+        with pytest.raises(ConverterError, match="is no sentencepiece file"):
+            make_plan(recipe)
+
+
+def test_comfyui_knows_clip_by_other_names_only(tmp_path):
+    save_file(tensors_of(clip), tmp_path / "clip.safetensors")
+    recipe = {
+        "source": {"path": str(tmp_path / "clip.safetensors")},
+        "target": {"format": "comfyui"},
+        "output": {"path": str(tmp_path / "o")},
+    }
+    with pytest.raises(PlanError, match="ComfyUI reads wan_clip with the naming of transformers"):
+        make_plan(recipe)
