@@ -291,6 +291,7 @@ FLAGS = "What you type today with LightX2V's tool"
 def test_a_flag_of_the_table_is_there_or_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     command = typer.main.get_command(app).commands["convert"]  # type: ignore[attr-defined]
     known = {flag.replace("_", "-") for param in command.params for flag in (*param.opts, *param.secondary_opts)}
+    known |= {flag for target in load_plugins().targets.values() for flag in target.flags}
     for cell, here in rows("docs/wan2.1.md", FLAGS):
         for flag in re.findall(r"`(-[^`]+)`", cell):
             code = run(["convert", "-s", "a", "-o", "b", flag])
