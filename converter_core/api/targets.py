@@ -35,6 +35,9 @@ class Target(ABC):
     row_block: ClassVar[int | None] = None
     """As ``Quantizer.row_block``, for ``encode`` and ``decode``."""
 
+    any_scheme: ClassVar[bool] = False
+    """Takes the parts of every scheme, whatever it is."""
+
     container: ClassVar[str] = ""
     """The name of the container it is written in; empty: the default one."""
 

@@ -22,9 +22,9 @@ def default_scheme(registry: Registry) -> str:
 
 
 def target_for(scheme: str, registry: Registry) -> str:
-    """The default target if its runtime runs the scheme, else one that does, else one that says nothing of schemes."""
+    """The default target if its runtime runs the scheme, else one that does, else one that takes any."""
     default = registry.targets.default()
     for name in (default, *registry.targets):
         if scheme in runs_on(registry.targets[name]):
             return name
-    return next((name for name, cls in registry.targets.items() if not runs_on(cls)), default)
+    return next((name for name, cls in registry.targets.items() if cls.any_scheme), default)

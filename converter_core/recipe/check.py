@@ -90,7 +90,7 @@ class _Check:
         yield from self._target_options()
 
     def _output_path(self) -> Iterable[Problem]:
-        path = self.recipe.output.path
+        path = self.recipe.output.path if self.recipe.output is not None else None
         if self._sound("output.path") and path and scheme_of(path):
             yield Problem("output.path", f"must be a folder on this machine, not {path}; convert, then upload it")
 

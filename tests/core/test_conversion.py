@@ -392,7 +392,7 @@ def test_slabs_obey_the_budget() -> None:
     spec = SimpleNamespace(shape=(5120, 5120), numel=5120 * 5120)
     export = SimpleNamespace(
         schema=SimpleNamespace(row_block=128),
-        quantizer=SimpleNamespace(row_block=1),
+        quantizer=SimpleNamespace(row_block=1, prepared_bytes=lambda specs: 0),
         nbytes=5120 * 5120,
         inputs={},
         bias_terms=(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,9 +47,7 @@ def registry_of(*backends: type[DeviceBackend]) -> Any:
 
     registry = load_plugins()
     catalogue = type(registry.devices)("device", {cls.name: cls for cls in backends}, {})
-    return type(registry)(
-        registry.models, registry.quantizers, registry.targets, registry.layouts, catalogue, registry.broken
-    )
+    return replace(registry, devices=catalogue)
 
 
 def chosen(device: str, *backends: type[DeviceBackend], **performance: Any) -> devices.Resources:

@@ -125,7 +125,7 @@ def problems(registry: Registry, source: Any, **keywords: Any) -> list[str]:
 
 def test_defaults(registry):
     assert load_recipe(MINIMAL, registry=registry) == Recipe(
-        source=SourceSection("in", None, None),
+        source=SourceSection("in"),
         quantization=QuantizationSection("none", {}, ()),
         output=OutputSection("out", None, False, False),
         target=TargetSection(None, None, None, None, None),
@@ -173,7 +173,7 @@ def test_every_key(registry, tmp_path):
     path.write_text(FULL)
     recipe = load_recipe(path, registry=registry)
     assert recipe == Recipe(
-        source=SourceSection("/models/toy", "toy", "safetensors"),
+        source=SourceSection("/models/toy", "toy", format="safetensors"),
         quantization=QuantizationSection(
             "coarse",
             {"target_modules": ["attn"], "steps": 8, "clip": 2, "weights": [1, 2.5]},

@@ -34,6 +34,7 @@ class Plain(Target):
     """Canonical parts as they are: ``X.weight``, ``X.weight_scale`` ...; any mix, formats named in the metadata."""
 
     name = "plain"
+    any_scheme = True
     row_block = 1
 
     def key(self, context: WeightContext, role: str, /) -> str:
