@@ -10,11 +10,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from converter_core.storage.local import LocalFile
 
 from converter_core.api import (
     UNQUANTIZED,
     CheckpointError,
+    LocalFile,
     OutputTensor,
     PlannedWeight,
     Refused,
