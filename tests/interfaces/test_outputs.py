@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import converter_core
-from converter_core.checkpoint.files import Checkpoint
+from converter_core.checkpoint.checkpoint import Checkpoint
 from converter_core.engine.output_run import OutputRun
 from converter_plugins.quantizers.int8 import Int8
 
