@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= .ci/constraints.txt
 BIN := $(VENV)/bin
-INPUTS := pyproject.toml $(CONSTRAINTS) $(wildcard converter_core/*/*.[ch]) plugins/converter_plugins/quantizers/_loops.c
+INPUTS := pyproject.toml $(CONSTRAINTS) $(wildcard converter_core/*/*.[ch] plugins/converter_plugins/*/*.[ch])
 
 .PHONY: demo test soak lint bench docs wheel clean
 

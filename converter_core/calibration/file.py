@@ -15,7 +15,8 @@ from ..api.contexts import SourceTensors
 from ..api.formats import UNQUANTIZED
 from ..api.tensors import raw, spec_of
 from ..api.values import OutputTensor, PlannedWeight, WeightInfo
-from ..checkpoint.files import Checkpoint, open_checkpoint
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.files import open_checkpoint
 from ..errors import CheckpointError, Refused, shown
 from ..planning.stores import read_whole
 from ..plugins.registry import load_plugins

@@ -1,17 +1,13 @@
-"""Find the files of a checkpoint, read their headers, and read tensors out of them piece by piece."""
+"""Find the files of a checkpoint and read their headers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
 
 from ..api.containers import ByteSource, Container
 from ..api.storages import Entry
-from ..api.values import TensorSpec
 from ..containers.find import container_of_file, has_suffix, ordered
 from ..containers.index import parse_index, preferred_index, some
 from ..containers.nature import nature
@@ -20,8 +16,7 @@ from ..errors import CheckpointError, PluginError, shown
 from ..plugins.registry import Catalogue, Registry, load_plugins
 from ..storage.location import Location, locate
 from ..trusted import INDEX
-
-__all__ = ["Checkpoint", "NothingKnown", "SourceFile", "open_checkpoint", "weight_suffixes"]
+from .checkpoint import Checkpoint
 
 OTHER_SUFFIXES = (".onnx",)
 """Of files that hold weights in formats that no container here may read."""
@@ -33,90 +28,6 @@ MOST_TENSORS = 1_000_000
 
 class NothingKnown(CheckpointError):
     """There are weights, but none of the model that is looked for."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file as it was when it was opened; enough to tell whether it is still the same.
-
-    name: relative to the checkpoint's root. size: bytes. version: the time of its last change in ns, or an ETag.
-    header_hash: SHA-256 of what describes its tensors.
-    """
-
-    name: str
-    path: str
-    size: int
-    version: int | str
-    header_hash: str
-
-
-class Checkpoint:
-    """The tensors of one model, in one file or several. Only headers are read until ``read`` is called.
-
-    location: what was asked for. root: the folder its files are in. files: by name. tensors: in the order of the files
-    and, within each, of the data. metadata: the headers' own. notes: the containers' own. skipped: other files with
-    weights in the folder that was given. indexed: an index names the files.
-    """
-
-    def __init__(
-        self,
-        location: Location,
-        root: Location,
-        format: str,
-        readers: Sequence[TensorFile],
-        skipped: Iterable[str],
-        indexed: bool,
-    ) -> None:
-        self.location = location
-        self.root = root
-        self.format = format
-        self.notes = tuple(note for reader in readers for note in reader.notes)
-        self.skipped = tuple(skipped)
-        self.indexed = indexed
-        self._readers = tuple(readers)
-        self._of = {key: reader for reader in readers for key in reader.tensors}
-        self.tensors: Mapping[str, TensorSpec] = {key: reader.tensors[key] for key, reader in self._of.items()}
-        self.metadata: Mapping[str, Any] = {
-            name: text for reader in reversed(self._readers) for name, text in reader.metadata.items()
-        }
-        self.files = tuple(
-            SourceFile(one.name, one.source.name, one.source.size, one.source.version, one.header_hash())
-            for one in readers
-        )
-
-    def file_of(self, key: str) -> str:
-        """Name of the file a tensor is in."""
-        return self._of[key].name
-
-    def read(self, key: str, start: int, into: memoryview) -> None:
-        """Fill ``into`` with bytes ``[start, start + len(into))`` of a tensor. Any number of threads at a time."""
-        self._of[key].read(key, start, into)
-
-    def will_need(self, key: str, start: int, nbytes: int) -> None:
-        """Tell the operating system what will be read soon."""
-        self._of[key].will_need(key, start, nbytes)
-
-    def check_unchanged(self) -> None:
-        """CheckpointError if a file is no longer the one that was opened."""
-        problems: list[str] = []
-        for reader in self._readers:
-            try:
-                reader.source.check_unchanged()
-            except CheckpointError as error:
-                problems += error.problems
-        if problems:
-            raise CheckpointError(*problems)
-
-    def close(self) -> None:
-        _close(self._readers)
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_checkpoint(

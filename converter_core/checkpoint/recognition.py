@@ -9,7 +9,8 @@ from ..api.contexts import SourceTensors
 from ..api.models import ModelAdapter
 from ..plugins.attribution import call_each, owned_by_any
 from ..plugins.registry import Registry
-from .files import Checkpoint, NothingKnown, open_checkpoint
+from .checkpoint import Checkpoint
+from .files import NothingKnown, open_checkpoint
 
 
 def open_source(

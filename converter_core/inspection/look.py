@@ -14,7 +14,8 @@ from ..api.contexts import ModelFacts, SourceTensors
 from ..api.models import ModelAdapter
 from ..api.targets import Target
 from ..calibration.file import is_calibration
-from ..checkpoint.files import Checkpoint, NothingKnown, open_checkpoint
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.files import NothingKnown, open_checkpoint
 from ..checkpoint.recognition import open_source, recognisers
 from ..checkpoint.roots import components_of
 from ..errors import CheckpointError, Refused

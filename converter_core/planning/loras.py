@@ -16,7 +16,7 @@ from ..api.models import ModelAdapter
 from ..api.targets import Target
 from ..api.tensors import raw, typed
 from ..api.values import BASE, FLOATING, TensorRef, TensorSpec, WeightInfo
-from ..checkpoint.files import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint
 from ..errors import CheckpointError, shown
 from ..lora.forms import FORMS, MAGNITUDE, Amount, flat
 from ..lora.keys import Change, ParsedKeys, parse

@@ -19,7 +19,8 @@ from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.tensors import spec_of
 from ..api.values import FLOATING, Extras, FileLayout, OutputTensor, Parts, PlannedWeight, TensorSpec, WeightInfo
-from ..checkpoint.files import SourceFile, weight_suffixes
+from ..checkpoint.checkpoint import SourceFile
+from ..checkpoint.files import weight_suffixes
 from ..errors import CheckpointError, PlanError, PluginError, Refused
 from ..output import fingerprint, side_files
 from ..output import state as output_folder

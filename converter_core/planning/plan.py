@@ -13,7 +13,7 @@ from ..api.layouts import LayoutWriter
 from ..api.models import ModelAdapter
 from ..api.targets import Target
 from ..api.values import Extras, FileLayout, Parts, PlannedWeight
-from ..checkpoint.files import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint
 from ..output import state as output_folder
 from ..output.fingerprint import Fingerprint
 from ..output.manifest import manifest_name

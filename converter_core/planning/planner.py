@@ -13,7 +13,8 @@ from typing import Any
 
 from ..api.contexts import ModelFacts, SourceTensors
 from ..api.models import ModelAdapter
-from ..checkpoint.files import Checkpoint, open_checkpoint
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.files import open_checkpoint
 from ..checkpoint.inventory import inventory, skipped_tensors
 from ..checkpoint.recognition import open_source, recognisers
 from ..errors import CheckpointError, PlanError

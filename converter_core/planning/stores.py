@@ -14,7 +14,7 @@ from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
 from ..api.tensors import raw, typed
 from ..api.values import BASE, TensorSpec
-from ..checkpoint.files import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint
 from ..errors import PlanError, PluginError, unknown
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CASES = ("ordinary", "one outlier", "zero rows", "one sign", "zeros")
 """What weights are made for tests: gaussian rows of different scale, and that with something rare in it."""
 
-KERNEL_DTYPES = ("BF16", "F16", "F32")
+SOURCE_DTYPES = ("BF16", "F16", "F32")
 
 
 def sample_weight(shape: Sequence[int], dtype: str = "BF16", case: str = "ordinary") -> Tensor:

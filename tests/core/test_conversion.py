@@ -23,7 +23,7 @@ from torch import Tensor
 from converter_core.api.hookspecs import hookimpl
 from converter_core.api.quantizers import Quantizer
 from converter_core.api.tensors import raw
-from converter_core.checkpoint.files import Checkpoint
+from converter_core.checkpoint.checkpoint import Checkpoint
 from converter_core.checkpoint.synthetic import write_synthetic
 from converter_core.engine import convert as conversion
 from converter_core.engine import reading

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import save_file
 
 import converter_core
-from converter_core.checkpoint.files import Checkpoint
+from converter_core.checkpoint.checkpoint import Checkpoint
 from converter_core.engine.output_run import OutputRun
 from converter_plugins.quantizers.int8 import Int8
 

@@ -25,7 +25,7 @@ from converter_core import (
     WeightContext,
     WeightInfo,
 )
-from converter_core.checkpoint.files import Checkpoint
+from converter_core.checkpoint.checkpoint import Checkpoint
 
 DIM = 64
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import converter_core
 from converter_core import PlanError, Target, VerificationError
-from converter_core.checkpoint.files import Checkpoint
+from converter_core.checkpoint.checkpoint import Checkpoint
 from converter_core.output.journal import Journal
 from converter_core.planning.slab_size import cut
 
