@@ -234,7 +234,8 @@ class _Making:
         at = start // block * output.row_block_nbytes
         expected = output.spec.nbytes
         if output.row_block_nbytes:
-            expected = min(self.cut.slab // block * output.row_block_nbytes, expected - at)
+            # another output may want the weight whole, which need not be whole row blocks of this one
+            expected = min(-(-self.cut.slab // block) * output.row_block_nbytes, expected - at)
         data = raw(tensor)
         if tensor.dtype != dtype_of(output.spec) or len(data) != expected:
             raise ConversionError(

@@ -80,7 +80,7 @@ def next_steps(path: str, model: str | None, quantized: bool, has_config: bool, 
         yield f"check it against its source: model-converter verify {shown(path)} --against SOURCE"
     elif model:
         yield (
-            f"convert it: model-converter convert --source {shown(path)} --output DIR --quantized --linear-type SCHEME "
+            f"convert it: model-converter convert --source {shown(path)} --output DIR --scheme SCHEME "
             "(model-converter plugins lists the schemes)"
         )
     else:
