@@ -97,9 +97,10 @@ def _asked(flags: Flags, file: str | None) -> Asked:
     given.add("--output-name", flags.output_name, "output.name")
     given.add("--model-type", flags.model_type, "source.type")
     given.add("--component", flags.component or None, "source.components")
-    if file is None:
-        _check_scheme(flags)
+    _check_scheme(flags, alone=file is None)
     given.add("--linear-type", flags.linear_type, "quantization.method", "target.precision")
+    given.add("--scheme", flags.scheme, "quantization.method", "target.precision")
+    given.add("--target", flags.target, "target.format")
     layout_flag = _layout_flag(flags, given)
     given.add("--copy-no-weight-files", flags.copy_no_weight_files or None, "output.copy_metadata")
     dtype = flags.non_linear_dtype
@@ -174,11 +175,17 @@ class _Overrides:
             self.put("--set", key, parse_value(text))
 
 
-def _check_scheme(flags: Flags) -> None:
-    if flags.quantized and flags.linear_type is None:
+def _check_scheme(flags: Flags, alone: bool) -> None:
+    """alone: without a recipe, which may name a scheme and quantizes without a flag."""
+    typed = flags.linear_type
+    if typed is not None and flags.scheme is not None:
+        raise Misused("--scheme and --linear-type are the same; give one of them")
+    if alone and flags.quantized and typed is None and flags.scheme is None:
         raise Misused(f"--quantized needs a scheme: add --linear-type SCHEME ({', '.join(plugin_names('quantizer'))})")
-    if flags.linear_type is not None and not flags.quantized:
-        raise Misused(f"--linear-type {flags.linear_type} quantizes only with --quantized: add --quantized")
+    if alone and typed is not None and not flags.quantized:
+        raise Misused(
+            f"--linear-type {typed} quantizes only with --quantized: add --quantized, or write --scheme {typed} alone"
+        )
 
 
 def _layout_flag(flags: Flags, given: _Overrides) -> str:

@@ -77,12 +77,30 @@ class Flags:
         list[str] | None,
         _flag("--component", metavar="NAME", help="Of a folder with several models: which; repeatable."),
     ] = None
+    scheme: Annotated[
+        str | None,
+        _flag(
+            "--scheme",
+            metavar="SCHEME",
+            help="The quantization scheme; model-converter plugins lists them.",
+            complete=values_of("quantizer"),
+        ),
+    ] = None
+    target: Annotated[
+        str | None,
+        _flag(
+            "--target",
+            metavar="TARGET",
+            help="What reads the output; model-converter plugins lists them.",
+            complete=values_of("target"),
+        ),
+    ] = None
     linear_type: Annotated[
         str | None,
         _flag(
             "--linear-type",
             metavar="SCHEME",
-            help="The quantization scheme; model-converter plugins lists them.",
+            help="As --scheme, but needs --quantized.",
             complete=values_of("quantizer"),
         ),
     ] = None

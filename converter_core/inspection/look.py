@@ -68,7 +68,7 @@ def _root(path: str, parts: Mapping[str, Inspection]) -> Inspection:
     if not any(part.quantized for part in parts.values()):
         steps = [
             f"convert the main models, or choose with --component NAME ({names}): model-converter convert "
-            f"--source {path} --output DIR --quantized --linear-type SCHEME"
+            f"--source {path} --output DIR --scheme SCHEME"
         ]
     return Inspection(
         path=path,

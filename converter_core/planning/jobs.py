@@ -197,7 +197,7 @@ class JobBuilder:
         jobs, outputs = [], []
         for role, key in stored.keys.items():
             part = WeightInfo(key, {"weight": TensorRef(key)}, info.kind, info.module, info.block)
-            job = self._job(part, self.passthrough, None, "", key=key)
+            job = self._job(part, Passthrough(), None, "", key=key)
             if job is None:
                 return None
             jobs.append(job)

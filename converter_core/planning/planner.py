@@ -30,7 +30,7 @@ from .jobs import merged
 from .loras import plan_loras
 from .outputs import SourcePlan
 from .plan import OutputPlan, Plan
-from .prequantized import unread_scales
+from .prequantized import plain_casts, unread_scales
 from .resources import Resources
 from .shape_inference import ShapeInference
 from .stores import Stores, read_whole
@@ -95,11 +95,13 @@ def _plan(
         tensors = transcode.unpacked(whole, own) if own is not None else whole
     tensors = source_tensors(stores.base, tensors, stores.of(adapter))
     model = ModelFacts(adapter.name, variant, adapter.describe(tensors), tensors.config)
+    told: list[str] = []
     problems = [*adapter.problems(tensors)]
     if quantized is None:
         foreign = set(adapter.foreign(tensors))
         own_tensors = tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign})
         problems += unread_scales(own_tensors, stores.base.location)
+        told += plain_casts(own_tensors)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
     loras = plan_loras(recipe, adapter, infos, stores, quantized, registry)
@@ -132,7 +134,7 @@ def _plan(
         jobs=jobs,
         outputs=tuple(planned),
         resources=found,
-        notes=tuple(dict.fromkeys([*notes.of_outputs(planned), *notes.large(jobs, found)])),
+        notes=tuple(dict.fromkeys([*told, *notes.of_outputs(planned), *notes.large(jobs, found)])),
         warnings=(
             *(warning for output in planned for warning in output.warnings),
             *([found.absence] if found.absence else []),

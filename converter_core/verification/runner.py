@@ -257,7 +257,9 @@ class Run:
             )
             return
         there = {weight.name for weight in self.opened.weights}
-        there |= {bias_name(self.infos[one.name]) for one in self.opened.weights if self._has_bias(one)}
+        named = {info.name: name for name, info in self.infos.items()}
+        corrected = [bias_name(self.infos[one.name]) for one in self.opened.weights if self._has_bias(one)]
+        there |= {named.get(bias, bias) for bias in corrected}
         for name in sorted(set(self.infos) - there):
             self.output.problem("", "is in the source and not in the output", name)
 

@@ -168,6 +168,7 @@ def test_several_loras(asked, line):
         ("-s a -o b --lora_path", ["--lora-path"]),
         ("-s a -o b --lora_path x --lora_strength strong", ["--lora-strength", "number"]),
         ("-s a -o b --linear_type int8", ["--linear-type int8", "add --quantized"]),
+        ("-s a -o b --linear_type int8 --scheme fp8", ["--scheme and --linear-type are the same"]),
         ("-s a -o b --quantized", ["add --linear-type SCHEME", "fp8, "]),
         ("-s a -o b --single_file --save_by_block", ["exclude each other"]),
         ("-s a -o b --single_file -c 100", ["exclude each other"]),
@@ -210,6 +211,13 @@ def test_forward_is_target_diffusers(spelling, asked):
     found = asked(f"convert -s a {spelling} -o b --linear_type int8 --quantized")
     assert (found.overrides["target.format"], found.overrides["output.path"]) == ("diffusers", "b")
     assert found.overrides["quantization.method"] == "int8"
+
+
+def test_scheme_and_target_need_no_other_flag(asked):
+    found = asked("convert -s a -o b --scheme fp8 --target comfyui")
+    assert found.overrides["quantization.method"] == found.overrides["target.precision"] == "fp8"
+    assert found.overrides["target.format"] == "comfyui"
+    assert asked("--config wan.yaml --scheme int8 --quantized").labels["quantization.method"] == "--scheme"
 
 
 @pytest.mark.parametrize("spelling", ["--direction=backward", "-dbackward", "-d backward"])

@@ -15,7 +15,11 @@ from torch import nn
 import converter_core
 from converter_core.planning.slab_size import cut
 
+from .conftest import Tiny
+from .test_joints import Plain
+
 DIM = 64
+NAMES = ("layers.0.up", "layers.1.up")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "calibrate_with_hooks.py"
 
 
@@ -148,6 +152,28 @@ def test_the_bias_takes_up_the_mean_error(load: Any, recipe: Any, source: Path, 
         got = written[f"{layer}.bias"]
         assert (got.double() - exact).abs().max() <= exact.abs().max() * 2**-8
         assert not torch.equal(got, before[f"{layer}.bias"])
+
+
+class Respelt(Tiny):
+    key_formats = ("original", "other")
+
+    def rename(self, name: str, key_format: str) -> str:
+        return f"model.{name}" if key_format == "other" else name
+
+
+class OtherNames(Plain):
+    key_format = "other"
+
+
+def test_a_bias_under_the_names_of_the_target(load: Any, recipe: Any, source: Path, tmp_path: Path) -> None:
+    registry = load(models=[Respelt], targets=[OtherNames])
+    file = save(tmp_path / "c.safetensors", *NAMES, **{f"{name}.mean": torch.ones(DIM) for name in NAMES})
+    one = asked(recipe, "int8", file, bias_correction=True)
+    one["target"] = {"format": OtherNames.name}
+    converter_core.convert(one, registry=registry)
+    assert "model.layers.0.up.bias" in load_file(tmp_path / "out" / "tiny.safetensors")
+    report = converter_core.verify(tmp_path / "out", source, registry=registry)
+    assert report.ok, report.problems
 
 
 def test_layers_without_a_bias_are_told(load: Any, recipe: Any, source: Path, tmp_path: Path) -> None:

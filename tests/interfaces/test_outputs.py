@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 import converter_core
 from converter_core.checkpoint.checkpoint import Checkpoint
 from converter_core.engine.output_run import OutputRun
 from converter_plugins.quantizers.int8 import Int8
+
+from .conftest import tensors
 
 PLANS: Mapping[str, dict[str, Any]] = {
     "rows": {"quantization": {"method": "int8"}, "target": {"format": "plain", "layout": "chunked", "chunk_size": 2}},
@@ -125,6 +128,33 @@ def test_a_rule_takes_the_names_of_the_model_and_of_the_target(load: Any, source
             ("layers.0.*", 2),
             ("(target_modules)", 1),
         ]
+
+
+class WholeWeights(Int8):
+    name = "whole"
+    row_block = None
+
+
+@pytest.mark.parametrize("rows", [192, 128, 100])
+def test_one_output_wants_whole_weights_and_another_blocks_of_rows(
+    rows: int, load: Any, source: Path, tmp_path: Path
+) -> None:
+    """LightX2V's rows go by 128."""
+    save_file(tensors(rows=rows), source / "model.safetensors")
+    registry = load(quantizers=[WholeWeights])
+    recipe = several(source, tmp_path / "o")
+    recipe["outputs"] = [
+        {
+            "quantization": {"method": method},
+            "target": {"format": target},
+            "output": {"path": str(tmp_path / "o" / method), "name": "x"},
+        }
+        for method, target in (("whole", "plain"), ("int8", "lightx2v"))
+    ]
+    converter_core.convert(recipe, registry=registry)
+    for method in ("whole", "int8"):
+        report = converter_core.verify(tmp_path / "o" / method, source, registry=registry)
+        assert report.ok, report.problems
 
 
 @pytest.mark.parametrize(("other", "calls"), [({}, 1), ({"symmetric": False}, 2)])

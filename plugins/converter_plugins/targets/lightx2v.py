@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -222,24 +223,17 @@ class LightX2V(Target):
 
     def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
         """By dtypes and shapes, for LightX2V writes no metadata; the files of other targets say whose they are."""
-        found: dict[str, Stored] = {}
         told = tensors.metadata.keys() & {FORMATS_KEY, WRITTEN_FOR} or "quantization_config" in tensors.config
         if told or any(key.endswith(MARKER) for key in tensors):
-            return found
-        for name, spec in tensors.items():
-            scale = tensors.get(_key(name, "scale"))
-            if scale is None or len(spec.shape) != 2:
-                continue
-            roles = ("weight", "scale", "global_scale", *LAYER_ROLES)
-            keys = {role: key for role in roles if (key := _key(name, role)) in tensors}
-            for format, storage in FORMATS.items():
-                known = spec.dtype == storage.weight and scale.dtype in storage.scale
-                whole = set(storage.scalars) <= set(keys) or {"alpha", "input_global_scale"} <= set(keys)
-                fits = known and whole and scale.shape == storage.stored_scales(spec)
-                fits = fits and not (storage.block and spec.shape[1] % storage.block)
-                # small weights of two formats can look alike, as scales are padded: unpadded ones are likelier
-                if fits and (name not in found or storage.scales(spec) == scale.shape):
-                    found[name] = Stored(_with_scales(format, scale.dtype), keys)
+            return {}
+        fitting = {name: fits for name in tensors if (fits := _fitting(tensors, name))}
+        # small weights of two formats can look alike, as scales are padded: a file has one for all, and unpadded ones
+        # are likelier
+        often = Counter(format for fits in fitting.values() for format in fits)
+        found: dict[str, Stored] = {}
+        for name, fits in fitting.items():
+            format = max(fits, key=lambda one: (often[one], fits[one]))
+            found[name] = Stored(_with_scales(format, tensors[_key(name, "scale")].dtype), _keys(tensors, name))
         return found
 
     def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
@@ -275,6 +269,28 @@ class LightX2V(Target):
         for role in (*storage.scalars, *storage.optional):
             if role in specs and specs[role] != TensorSpec("F32", ()):
                 raise Refused(f"LightX2V reads {role} of {format} as one F32 number of shape [], not {specs[role]}")
+
+
+def _keys(tensors: SourceTensors, name: str) -> dict[str, str]:
+    """Role -> key of all that stands beside a weight."""
+    roles = ("weight", "scale", "global_scale", *LAYER_ROLES)
+    return {role: key for role in roles if (key := _key(name, role)) in tensors}
+
+
+def _fitting(tensors: SourceTensors, name: str) -> dict[QuantFormat, bool]:
+    """The formats that a tensor can be the codes of, and whether its scales then stand without padding."""
+    spec, scale = tensors[name], tensors.get(_key(name, "scale"))
+    if scale is None or len(spec.shape) != 2:
+        return {}
+    keys = _keys(tensors, name)
+    found = {}
+    for format, storage in FORMATS.items():
+        known = spec.dtype == storage.weight and scale.dtype in storage.scale
+        whole = set(storage.scalars) <= set(keys) or {"alpha", "input_global_scale"} <= set(keys)
+        fits = known and whole and scale.shape == storage.stored_scales(spec)
+        if fits and not (storage.block and spec.shape[1] % storage.block):
+            found[format] = storage.scales(spec) == scale.shape
+    return found
 
 
 def _with_scales(format: QuantFormat, dtype: str) -> QuantFormat:

@@ -257,6 +257,17 @@ def test_what_was_written_is_recognised(format: str, rows: int, columns: int) ->
     assert all(TARGET.key(context("none", Q), role) == key for role, key in found[Q].keys.items())
 
 
+@pytest.mark.parametrize("format", ["mxfp6", "mxfp8"])
+def test_of_two_formats_that_small_weights_can_be_all_weights_have_one(format: str) -> None:
+    """192 bytes of codes are 6 blocks of mxfp8 or 8 of mxfp6, padded to 8 both."""
+    other = "blocks.0.ffn.0.weight"
+    made = {"small": 192 if format == "mxfp8" else 256, "large": 4096}
+    assert stored_specs("mxfp6", columns=256)[f"{Q}_scale"] == stored_specs("mxfp8", columns=192)[f"{Q}_scale"]
+    small, large = (stored_specs(format, columns=columns) for columns in made.values())
+    found = TARGET.detect(SourceTensors({**small, **{key.replace(Q, other): spec for key, spec in large.items()}}, {}))
+    assert {name: stored.format.name for name, stored in found.items()} == {Q: format, other: format}
+
+
 def test_a_checkpoint_of_the_original_is_not_quantized() -> None:
     specs = {Q: TensorSpec("BF16", (64, 64)), "blocks.0.self_attn.q.bias": TensorSpec("BF16", (64,))}
     assert TARGET.detect(SourceTensors(specs, {})) == {}
