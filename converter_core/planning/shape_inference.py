@@ -321,7 +321,7 @@ class _DryRun:
 
 
 def common_row_block(*blocks: int | None) -> int | None:
-    """The least number of rows that kernels_suit all; None if one of them wants whole weights."""
+    """The least number of rows that suits all; None if one of them wants whole weights."""
     return math.lcm(*(block for block in blocks if block)) if all(blocks) else None
 
 
