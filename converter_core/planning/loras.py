@@ -101,7 +101,7 @@ def plan_loras(
         return Loras(
             problems=(
                 f"{where}: the source is quantized already ({quantized}), and a LoRA is merged before that; give the "
-                "original checkpoint",
+                "original checkpoint, or write source.dequantize: true",
             )
         )
     weights = {info.name: info for info in infos}

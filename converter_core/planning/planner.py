@@ -27,6 +27,7 @@ from ..sizes import format_bytes
 from ..storage.location import Location
 from ..trusted import CONFIG as CONFIG_BYTES
 from . import notes, outputs, resources, transcode, validate
+from .dequantize import Dequantized
 from .jobs import merged
 from .loras import plan_loras
 from .outputs import SourcePlan
@@ -94,6 +95,15 @@ def _plan(
     if own is not quantized:
         quantized, whole = own, source_tensors(stores.base)
         tensors = transcode.unpacked(whole, own) if own is not None else whole
+    if recipe.source.dequantize and quantized is not None:
+        stores.decode(Dequantized(stores.base, quantized, registry))
+        skipped.append(
+            f"the source was quantized ({quantized}) and is dequantized: what it lost then does not come back; prefer "
+            "the original checkpoint"
+        )
+        tensors, quantized = source_tensors(stores.base), None
+    elif recipe.source.dequantize:
+        skipped.append(f"{recipe.where('source.dequantize')}: nothing in the source is quantized")
     tensors = source_tensors(stores.base, tensors, stores.of(adapter))
     model = ModelFacts(adapter.name, variant, adapter.describe(tensors), tensors.config)
     told: list[str] = []
@@ -156,7 +166,10 @@ def source_tensors(
 ) -> SourceTensors:
     """The tensors of a checkpoint as plugins see them, with its metadata and its config."""
     found = checkpoint.tensors if tensors is None else tensors
-    return SourceTensors(found, checkpoint.metadata, _config(checkpoint.root), stores, partial(read_whole, checkpoint))
+    config = _config(checkpoint.root)
+    if checkpoint.decoded:
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
+    return SourceTensors(found, checkpoint.metadata, config, stores, partial(read_whole, checkpoint))
 
 
 def _config(root: Location) -> Mapping[str, Any]:

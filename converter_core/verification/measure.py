@@ -13,7 +13,7 @@ from ..api.tensors import same, upcast
 from ..api.values import Stored, TensorRef, TensorSpec, WeightInfo
 from ..engine.memory import Budget
 from ..errors import Refused
-from .decode import Decoded, Slicer, Slices, decode, filled, read_slab
+from ..planning.decode import Decoded, Slicer, Slices, decode, filled, read_slab
 from .error_stats import ErrorStats
 from .files import Reading
 from .held_out import HeldOut, OutputError
