@@ -92,10 +92,10 @@ def size_of(result: dict[str, Any]) -> str:
 
 
 def show_result(result: dict[str, Any], verbose: bool = False) -> None:
-    """A few lines for each output; with ``verbose`` the groups of weights and the notes too."""
+    """A few lines for each output; with ``verbose`` the groups of weights too. Then the notes, once."""
     for one in each_output(result):
         _show_output(one, verbose)
-    if verbose:
+    if any(one["status"] != "already done" for one in each_output(result)):
         show_remarks(result["notes"], ())
 
 
@@ -118,7 +118,6 @@ def _show_output(result: dict[str, Any], verbose: bool) -> None:
             "output": f"{result['output']}: {size_of(result)}{_share(result)}",
             "manifest": result["manifest"],
             "time": _time(result),
-            "notes": "" if verbose or not result["notes"] else f"{len(result['notes'])}; --verbose prints them",
         }
     )
 

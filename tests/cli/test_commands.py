@@ -92,6 +92,13 @@ def test_inspect_of_nothing(tmp_path, capsys):
     assert run(["inspect"]) == 2
 
 
+def test_demo_of_a_scheme_for_one_file(tmp_path, capsys):
+    assert run(["demo", "--scheme", "q4_k", "--keep", str(tmp_path / "kept")]) == 0
+    out = capsys.readouterr().out
+    assert "layout: single_file" in out
+    assert "note: q4_k cannot take weights of shape [256, 640]" in out
+
+
 def test_verify_in_words_and_json(kept, capsys):
     line = ["verify", str(kept / "output_int8"), "--against", str(kept / "source")]
     assert run(line) == 0
