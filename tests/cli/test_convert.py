@@ -176,7 +176,7 @@ def test_all_that_is_wrong_is_told_at_once_without_a_traceback(tmp_path, capsys)
     assert out == ""
     assert err.splitlines() == [
         f"error: {tmp_path}/bad.yaml:2: source.pth: unknown key 'pth'; did you mean 'path'? "
-        "(known: calibration, components, format, lora_numerics, loras, on_unmatched, options, path, type)",
+        "(known: calibration, components, dequantize, format, lora_numerics, loras, on_unmatched, options, path, type)",
         f"error: {tmp_path}/bad.yaml:5: output.overwrite: must be true or false, not 'no way'",
     ]
 
