@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from .values import TensorSpec
+from .values import FLOAT8, TensorSpec
 
 # E8M0 lives in memory as its byte: torch knows float8_e8m0fnu only since 2.7, and nothing here computes with it.
 _TORCH: Mapping[str, torch.dtype] = MappingProxyType(
@@ -37,6 +37,8 @@ _TORCH: Mapping[str, torch.dtype] = MappingProxyType(
 _HEADER: Mapping[torch.dtype, str] = {
     dtype: name for name, dtype in _TORCH.items() if name not in ("F8_E8M0", "U16", "U32", "U64")
 }
+
+_FLOAT8 = frozenset(_TORCH[name] for name in FLOAT8)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -78,6 +80,11 @@ def same(one: Tensor, other: Tensor) -> bool:
         return False
     one, other = one.detach().cpu().contiguous(), other.detach().cpu().contiguous()
     return raw(one) == raw(other)
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """Floats of 8 bits as bf16, which holds each of their values; any other tensor as it is."""
+    return tensor.to(torch.bfloat16) if tensor.dtype in _FLOAT8 else tensor
 
 
 def in_words(tensor: Tensor) -> str:

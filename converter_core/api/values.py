@@ -39,7 +39,10 @@ ITEMSIZE: Mapping[str, int] = MappingProxyType(
 )
 """Bytes per element of every plain dtype, by the name that headers give it (``BF16``, ``F8_E8M0`` ...)."""
 
-FLOATING = frozenset({"F16", "BF16", "F32", "F64"})
+FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
+"""Floats of 8 bits. Without scales beside them they are ordinary values, each of which bf16 holds exactly."""
+
+FLOATING = FLOAT8 | {"F16", "BF16", "F32", "F64"}
 """The dtypes that ``target.dtype`` casts and that are checked for NaN and infinity."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -33,8 +33,12 @@ class Checkpoint:
 
     location: what was asked for. root: the folder its files are in. files: by name. tensors: in the order of the files
     and, within each, of the data. metadata: the headers' own. notes: the containers' own. skipped: other files with
-    weights in the folder that was given. indexed: an index names the files.
+    weights in the folder that was given. indexed: an index names the files. decoded: keys of weights that are stored
+    quantized and decoded as they are read. decoded_from: what they are stored as, in words.
     """
+
+    decoded: Collection[str] = frozenset()
+    decoded_from: str = ""
 
     def __init__(
         self,
@@ -69,6 +73,14 @@ class Checkpoint:
     def read(self, key: str, start: int, into: memoryview) -> None:
         """Fill ``into`` with bytes ``[start, start + len(into))`` of a tensor. Any number of threads at a time."""
         self._of[key].read(key, start, into)
+
+    def row_block(self, key: str) -> int | None:
+        """At which multiples of rows a tensor is best cut; None: nowhere."""
+        return 1
+
+    def stored_nbytes(self, key: str) -> int:
+        """Bytes that are read for all of a tensor."""
+        return self.tensors[key].nbytes
 
     def will_need(self, key: str, start: int, nbytes: int) -> None:
         """Tell the operating system what will be read soon."""

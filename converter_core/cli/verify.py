@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import listed
+from ..errors import VerificationError, listed, shown
 from ..sizes import format_bytes
 from . import exit_codes
 from .differences import show_differences
@@ -46,11 +46,15 @@ def verify(
 ) -> None:
     """Check a conversion: files against its manifest and, with --against, every weight against its source.
 
+    A folder of several outputs (two experts, --also): each of them.
+
     With --compare, two conversions: which weights are closer to the source in the second, and which less close.
 
     Exit code 1 if anything is not as it should be, 3 if there was no manifest to check the contents against.
     """
     from ..engine.memory import keep_freed_memory
+    from ..plugins.registry import load_plugins
+    from ..verification.folders import outputs_in
     from ..verification.verify import verify as check
 
     keep_freed_memory()
@@ -60,16 +64,25 @@ def verify(
         plotting()  # what stands in the way is told before the work, not after it
         check_page(html)
     reports = []
-    for path in (output, compare):
-        if path is not None:
-            with progress(quiet or as_json, Log(quiet or as_json, Path(path).name)) as show:
-                reports.append(check(path, against, calibration=calibration, progress=show))
+    registry = load_plugins()
+    paths = outputs_in(output, registry)
+    if len(paths) > 1 and (html is not None or compare is not None):
+        option = "--compare" if html is None else "--html"
+        names = ", ".join(map(shown, paths))
+        raise VerificationError(f"{shown(output)}: holds several outputs; {option} takes one of them: {names}")
+    if compare is not None:
+        paths.append(compare)
+    for path in paths:
+        with progress(quiet or as_json, Log(quiet or as_json, Path(path).name)) as show:
+            reports.append(check(path, against, calibration=calibration, progress=show))
     if html is not None:
         write_html(reports[0], html, compare=reports[1] if compare is not None else None)
         if not (quiet or as_json):
             message(f"written: {html}")
     if as_json:
-        print_json(reports[0].as_dict() if compare is None else {"compared": [report.as_dict() for report in reports]})
+        together = "outputs" if compare is None else "compared"
+        one = len(reports) == 1
+        print_json(reports[0].as_dict() if one else {together: [report.as_dict() for report in reports]})
     elif quiet:
         for report in reports:
             _show_problems(report)

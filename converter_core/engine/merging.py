@@ -9,7 +9,7 @@ import torch
 
 from ..api.contexts import LoraChange
 from ..api.devices import DeviceStream
-from ..api.tensors import in_words
+from ..api.tensors import in_words, upcast
 from ..errors import PluginError
 from ..lora.forms import FORMS, change
 from ..planning.jobs import Term
@@ -34,7 +34,7 @@ class Merger:
         """Rows ``start`` to ``stop`` with all terms, float32 if one of them is exact."""
         if not self.terms:
             return weight
-        total = _flat(weight)
+        total = _flat(upcast(weight))
         for term, held in zip(self.terms, self._held, strict=True):
             parts = {**held, **self._read(term, start, stop, by_rows=True)}
             form = FORMS[term.form]

@@ -11,6 +11,7 @@ from ..output import publication
 from ..output.journal import Journal
 from ..output.manifest import crc, dump, manifest_name
 from ..output.staging import Staging
+from ..planning.dequantize import DEQUANTIZED
 from ..planning.plan import OutputPlan, Plan
 
 
@@ -57,6 +58,7 @@ def _content(plan: Plan, output: OutputPlan, crc32: Mapping[str, int], side: Map
         "source": {
             "files": {file.name: [file.size, file.version, file.header_hash] for file in plan.checkpoint.files},
             "tensors": len(plan.checkpoint.tensors),
+            **({DEQUANTIZED: plan.checkpoint.decoded_from} if plan.checkpoint.decoded else {}),
             **({"loras": [lora.as_dict() for lora in plan.loras.files]} if plan.loras.files else {}),
         },
         "files": {

@@ -19,7 +19,7 @@ from ..api.values import OutputTensor
 from ..errors import ConversionError
 from ..planning.encoding import BIAS
 from ..planning.jobs import BoundTensor, Export, Job
-from ..planning.passthrough import Passthrough
+from ..planning.passthrough import Passthrough, as_taken
 from ..planning.slab_size import Cut
 from ..planning.stores import Stores
 from .finite import check_finite
@@ -167,7 +167,7 @@ class _Making:
     def observe(self, weight: Tensor) -> None:
         if not self.export.schema.two_pass or self.twin is not None:
             return
-        for name, value in self.export.quantizer.observe(weight).items():
+        for name, value in self.export.quantizer.observe(as_taken(self.export.quantizer, weight)).items():
             self.observed[name] = torch.maximum(self.observed[name], value) if name in self.observed else value
 
     def quantize(self, weight: Tensor, first: int, last: int, slab: tuple[int, int]) -> None:
@@ -181,7 +181,7 @@ class _Making:
         if BIAS in given:
             merged = self._bias_merger.merged(given[BIAS], first, last)
             given[BIAS] = merged.to(given[BIAS].dtype)
-        parts = dict(self.export.quantizer.quantize(weight, **given))
+        parts = dict(self.export.quantizer.quantize(as_taken(self.export.quantizer, weight), **given))
         if BIAS in given:
             parts.setdefault(BIAS, given[BIAS])
         if (first, last) == slab:

@@ -11,12 +11,11 @@ from ..api.models import ModelAdapter
 from ..api.values import TensorSpec
 from ..checkpoint.recognition import recognisers
 from ..errors import shown
-from ..planning.prequantized import unread_scales
+from ..planning.prequantized import plain_casts, unread_scales
 from ..storage.location import Location
 
 _ADAPTER = re.compile(r"(.+?)[._](?:lora_(?:up|down|A|B|linear_layer)|lora\.(?:up|down)|hada_w|lokr_w|dora_scale)\b.*")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
-CASTS = ("F8_E4M3", "F8_E5M2")
 MOST_PARTS = 3
 """Dotted parts of an unknown prefix that are tried."""
 
@@ -54,13 +53,8 @@ def of_dtypes(tensors: SourceTensors, location: Location) -> Iterator[str]:
     """Weights of 8 bits that no target finds: with scales they cannot be read, without they are plain casts."""
     scaled = list(unread_scales(tensors, location))
     yield from scaled
-    casts = [key for key, spec in tensors.items() if spec.dtype in CASTS and len(spec.shape) > 1]
-    if casts and not scaled:
-        dtypes = " and ".join(sorted({tensors[key].dtype for key in casts}))
-        yield (
-            f"{len(casts)} weights are plain casts to {dtypes}, without scales: they are taken as the values that they "
-            "are; what the cast lost does not come back, so prefer the original checkpoint"
-        )
+    if not scaled:
+        yield from plain_casts(tensors)
 
 
 def of_files(names: Sequence[str]) -> Iterator[str]:

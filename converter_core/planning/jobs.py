@@ -32,11 +32,21 @@ SMALL_INPUT = 64 << 10
 
 @dataclass(frozen=True)
 class BoundTensor:
-    """A reference and the file that it is read from. spec: of the rows it means."""
+    """A reference and the file that it is read from. spec: of the rows it means.
+
+    row_block: at which multiples of rows it is cut; None: nowhere. decoded_from: bytes that it is decoded from; None:
+    it is stored as it is.
+    """
 
     path: str
     ref: TensorRef
     spec: TensorSpec
+    row_block: int | None = 1
+    decoded_from: int | None = None
+
+    @property
+    def stored_nbytes(self) -> int:
+        return self.spec.nbytes if self.decoded_from is None else self.decoded_from
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,11 @@ class Job:
     sources: Mapping[str, tuple[BoundTensor, ...]]
     exports: tuple[Export, ...]
     terms: tuple[Term, ...] = ()
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of its sources in their files."""
+        return sum(bound.stored_nbytes for several in self.sources.values() for bound in several)
 
     @property
     def source_nbytes(self) -> int:
@@ -197,7 +212,7 @@ class JobBuilder:
         jobs, outputs = [], []
         for role, key in stored.keys.items():
             part = WeightInfo(key, {"weight": TensorRef(key)}, info.kind, info.module, info.block)
-            job = self._job(part, self.passthrough, None, "", key=key)
+            job = self._job(part, Passthrough(), None, "", key=key)
             if job is None:
                 return None
             jobs.append(job)
@@ -265,7 +280,10 @@ class JobBuilder:
         except Refused as refusal:
             advice = f" (chosen by {rule}); add {{rules}} with method none, or choose another method"
             if not rule:
-                advice = "; the source is quantized already: for this target give the original checkpoint"
+                advice = (
+                    "; the source is quantized already: for this target give the original checkpoint, or write "
+                    "source.dequantize: true"
+                )
             self._refused.setdefault((quantizer.name, str(refusal), advice), []).append(name)
             return None
         except PluginError as error:
@@ -315,7 +333,13 @@ def bind(
         tensors = stores.tensors(owner, ref.store)
         if ref.key not in tensors:
             raise PluginError(f"{owner.name} refers to {unknown(f'tensor of {ref.store}', ref.key, ())}")
-        bound.append(BoundTensor(stores.path(owner, ref.store), ref, ref.spec(tensors[ref.key])))
+        path, spec = stores.path(owner, ref.store), ref.spec(tensors[ref.key])
+        file = stores.file(path)
+        if ref.key in file.decoded:
+            share = file.stored_nbytes(ref.key) * spec.nbytes // max(tensors[ref.key].nbytes, 1)
+            bound.append(BoundTensor(path, ref, spec, file.row_block(ref.key), share))
+        else:
+            bound.append(BoundTensor(path, ref, spec))
     return tuple(bound)
 
 

@@ -15,7 +15,7 @@ import torch
 from ..api.models import ModelAdapter
 from ..api.targets import Target
 from ..api.tensors import raw, typed
-from ..api.values import BASE, FLOATING, TensorRef, TensorSpec, WeightInfo
+from ..api.values import BASE, FLOAT8, FLOATING, TensorRef, TensorSpec, WeightInfo
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import CheckpointError, shown
 from ..lora.forms import FORMS, MAGNITUDE, Amount, flat
@@ -32,8 +32,6 @@ from .transcode import Quantized
 
 PIECE = 1 << 20
 """Bytes that are read at a time where a tensor is looked through."""
-
-_READ = FLOATING | {"F8_E4M3", "F8_E5M2"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def plan_loras(
         return Loras(
             problems=(
                 f"{where}: the source is quantized already ({quantized}), and a LoRA is merged before that; give the "
-                "original checkpoint",
+                "original checkpoint, or write source.dequantize: true",
             )
         )
     weights = {info.name: info for info in infos}
@@ -217,7 +215,7 @@ class _Reading:
                 f"{change.base} has no {' and no '.join(missing)}, only {', '.join(change.parts.values())}"
             )
             return None
-        if odd := [key for role, key in change.parts.items() if role != "alpha" and specs[role].dtype not in _READ]:
+        if odd := [key for role, key in change.parts.items() if role != "alpha" and specs[role].dtype not in FLOATING]:
             self._wrong.append(f"{odd[0]} is {self.file.tensors[odd[0]].dtype}, no dtype that a LoRA has")
             return None
         if self.target is not None and (change.form not in self.target.lora_forms or MAGNITUDE in change.parts):
@@ -244,6 +242,11 @@ class _Reading:
         listed = ", ".join(f"{key} {list(self.file.tensors[key].shape)}" for key in keys)
         if weight.dtype not in FLOATING:
             return f"{change.base}: the weight is {weight.dtype}; a LoRA is merged into floating ones"
+        if weight.dtype in FLOAT8 and self.target is not None:
+            return (
+                f"{change.base}: the weight is {weight.dtype}, in which {self.target.name} does not compute; use "
+                f"source.lora_numerics: {EXACT}"
+            )
         if any(not specs[role].shape for role in form.by_rows) and weight.shape:
             return f"{listed}: a scalar cannot change {weight}"
         if form.rank(specs) == 0:

@@ -29,11 +29,12 @@ from ..plugins.registry import Registry, options_of
 from ..recipe.load import Recipe, make_plugin
 from . import file_layout, notes, provenance, validate
 from .assignment import Assignment, Assignments, assign, quantizer_of
+from .dequantize import DEQUANTIZED
 from .fallbacks import with_fallbacks
 from .jobs import Job, JobBuilder, source_spec
 from .loras import NO_LORAS, Loras
 from .passthrough import Passthrough
-from .plain_dtypes import with_plain_dtypes
+from .plain_dtypes import with_decoded, with_plain_dtypes
 from .plan import OutputPlan, groups_of
 from .shape_inference import ShapeInference
 from .stores import Stores
@@ -106,6 +107,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     else:
         asked = assign(recipe, registry, source.adapter, source.infos, target, passthrough, main)
         found, told = with_fallbacks(asked, spec_of)
+    found = with_decoded(found, source.stores.base.decoded)
     found = with_plain_dtypes(found, target, source.model, renamed.__getitem__, spec_of)
     name = recipe.output.name or target.file_name or source.adapter.output_name(section.method)
     container = file_layout.container_of(target, registry)
@@ -173,7 +175,8 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     quantizers = {assignment.quantizer for assignment in made.assignments.all}
     inputs = sorted({*_input_files(quantizers, recipe.source.calibration), *source.adapter.input_files()})
     loras = source.loras.metadata()
-    metadata = {**container.metadata, **_metadata(made, source, inputs), **loras, **extras.metadata}
+    decoded = {DEQUANTIZED: source.stores.base.decoded_from} if source.stores.base.decoded else {}
+    metadata = {**container.metadata, **_metadata(made, source, inputs), **loras, **decoded, **extras.metadata}
     layouts = _placed(made, files, metadata)
     weight_map = {tensor.key: file for file, group in files.items() for weight in group for tensor in weight.outputs}
     side, copies = _side(made, source, extras, weights, weight_map, problems)
@@ -236,7 +239,8 @@ def _transcode_problems(recipe: Recipe, target: Target, source: SourcePlan, said
         return
     yield (
         f"{source.stores.base.location}: is quantized already ({quantized}); give the original checkpoint, or use "
-        "method: none, which keeps codes and scales, to change the layout or the target only"
+        "method: none, which keeps codes and scales, to change the layout or the target only, or write "
+        "source.dequantize: true, which decodes it first; what it has lost does not come back"
     )
 
 
@@ -329,6 +333,8 @@ def _side(
                 problems += error.problems
             else:
                 side, copies = found.written, found.copies
+                if checkpoint.decoded and copies.pop(side_files.CONFIG, None) is not None:
+                    side[side_files.CONFIG] = (json.dumps(source.tensors.config, indent=2) + "\n").encode()
         else:
             made.notes.append(
                 "copy_metadata copies from a source folder on this machine; the source is a single file or lies "

@@ -9,7 +9,7 @@ import torch
 
 from ..api.formats import UNQUANTIZED, QuantFormat
 from ..api.quantizers import Quantizer
-from ..api.tensors import torch_dtype
+from ..api.tensors import torch_dtype, upcast
 from ..api.values import FLOATING
 
 if TYPE_CHECKING:
@@ -42,3 +42,8 @@ class Passthrough(Quantizer):
 
     def dequantize(self, parts: Parts, /) -> Tensor:
         return parts["weight"].to(torch.float32)
+
+
+def as_taken(quantizer: Quantizer, weight: Tensor) -> Tensor:
+    """A weight as a quantizer gets it: floats of 8 bits as bf16, but where they are copied or cast."""
+    return weight if isinstance(quantizer, Passthrough) else upcast(weight)

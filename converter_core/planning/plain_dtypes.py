@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from ..api.contexts import ModelFacts, WeightContext
@@ -11,6 +11,18 @@ from ..api.values import FLOATING, TensorSpec, WeightInfo
 from ..errors import PluginError
 from .assignment import Assignment, Assignments
 from .passthrough import Passthrough
+
+
+def with_decoded(found: Assignments, decoded: Collection[str]) -> Assignments:
+    """The assignments with weights that are decoded as they are read in bf16, where nobody asks for another dtype."""
+
+    def cast(one: Assignment) -> Assignment:
+        kept = isinstance(one.quantizer, Passthrough) and one.quantizer.dtype is None
+        if not kept or not any(ref.key in decoded for ref in one.info.refs):
+            return one
+        return replace(one, quantizer=Passthrough("BF16"))
+
+    return replace(found, all=tuple(map(cast, found.all))) if decoded else found
 
 
 def with_plain_dtypes(

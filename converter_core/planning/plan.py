@@ -50,7 +50,7 @@ def groups_of(jobs: Iterable[Job], output: int) -> tuple[Group, ...]:
             if export.output == output:
                 total = sums.setdefault((export.quantizer.name, job.info.kind, job.info.module), [0, 0, 0])
                 total[0] += 1
-                total[1] += job.source_nbytes
+                total[1] += job.stored_nbytes
                 total[2] += export.nbytes
     listed = [Group(*key, *total) for key, total in sums.items()]
     return tuple(sorted(listed, key=lambda group: group.method == Passthrough.name))
@@ -205,8 +205,9 @@ class Plan:
                 "path": str(source.location),
                 "files": [file.name for file in source.files],
                 "tensors": len(source.tensors),
-                "bytes": sum(spec.nbytes for spec in source.tensors.values()),
+                "bytes": sum(map(source.stored_nbytes, source.tensors)),
                 "skipped": list(source.skipped),
+                "dequantized_from": source.decoded_from,
             },
             "loras": [lora.as_dict() for lora in self.loras.files],
             "device": self.resources.name,

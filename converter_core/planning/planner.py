@@ -26,11 +26,12 @@ from ..recipe.load import Recipe, load_recipe, make_plugin
 from ..storage.location import Location
 from ..trusted import CONFIG as CONFIG_BYTES
 from . import notes, outputs, resources, transcode, validate
+from .dequantize import Dequantized
 from .jobs import merged
 from .loras import plan_loras
 from .outputs import SourcePlan
 from .plan import OutputPlan, Plan
-from .prequantized import unread_scales
+from .prequantized import plain_casts, unread_scales
 from .resources import Resources
 from .shape_inference import ShapeInference
 from .stores import Stores, read_whole
@@ -93,13 +94,24 @@ def _plan(
     if own is not quantized:
         quantized, whole = own, source_tensors(stores.base)
         tensors = transcode.unpacked(whole, own) if own is not None else whole
+    if recipe.source.dequantize and quantized is not None:
+        stores.decode(Dequantized(stores.base, quantized, registry))
+        skipped.append(
+            f"the source was quantized ({quantized}) and is dequantized: what it lost then does not come back; prefer "
+            "the original checkpoint"
+        )
+        tensors, quantized = source_tensors(stores.base), None
+    elif recipe.source.dequantize:
+        skipped.append(f"{recipe.where('source.dequantize')}: nothing in the source is quantized")
     tensors = source_tensors(stores.base, tensors, stores.of(adapter))
     model = ModelFacts(adapter.name, variant, adapter.describe(tensors), tensors.config)
+    told: list[str] = []
     problems = [*adapter.problems(tensors)]
     if quantized is None:
         foreign = set(adapter.foreign(tensors))
         own_tensors = tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign})
         problems += unread_scales(own_tensors, stores.base.location)
+        told += plain_casts(own_tensors)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
     loras = plan_loras(recipe, adapter, infos, stores, quantized, registry)
@@ -132,7 +144,7 @@ def _plan(
         jobs=jobs,
         outputs=tuple(planned),
         resources=found,
-        notes=tuple(dict.fromkeys([*notes.of_outputs(planned), *notes.large(jobs, found)])),
+        notes=tuple(dict.fromkeys([*told, *notes.of_outputs(planned), *notes.large(jobs, found)])),
         warnings=(
             *(warning for output in planned for warning in output.warnings),
             *([found.absence] if found.absence else []),
@@ -153,7 +165,10 @@ def source_tensors(
 ) -> SourceTensors:
     """The tensors of a checkpoint as plugins see them, with its metadata and its config."""
     found = checkpoint.tensors if tensors is None else tensors
-    return SourceTensors(found, checkpoint.metadata, _config(checkpoint.root), stores, partial(read_whole, checkpoint))
+    config = _config(checkpoint.root)
+    if checkpoint.decoded:
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
+    return SourceTensors(found, checkpoint.metadata, config, stores, partial(read_whole, checkpoint))
 
 
 def _config(root: Location) -> Mapping[str, Any]:

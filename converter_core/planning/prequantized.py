@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..api.contexts import SourceTensors
+from ..api.values import FLOAT8, TensorSpec
 from ..errors import shown
 
-CODES = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8"})
+CODES = FLOAT8 | {"I8", "U8"}
 
 
 def unread_scales(tensors: SourceTensors, path: object) -> Iterator[str]:
@@ -40,4 +41,15 @@ def unread_scales(tensors: SourceTensors, path: object) -> Iterator[str]:
             f"{shown(path)}: {len(found)} weights are {tensors[example].dtype} with scales beside them, e.g. "
             f"{shown(example)} with {shown(scales[example])}, and no installed target reads that format; give the "
             "original checkpoint, or install the plugin of the target that reads it"
+        )
+
+
+def plain_casts(tensors: Mapping[str, TensorSpec]) -> Iterator[str]:
+    """Of weights of 8-bit floats in which nobody found codes: a cast lost what it lost."""
+    casts = [key for key, spec in tensors.items() if spec.dtype in FLOAT8 and len(spec.shape) > 1]
+    if casts:
+        dtypes = " and ".join(sorted({tensors[key].dtype for key in casts}))
+        yield (
+            f"{len(casts)} weights are plain casts to {dtypes}, without scales: they are taken as the values that they "
+            "are; what the cast lost does not come back, so prefer the original checkpoint"
         )

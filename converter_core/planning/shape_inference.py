@@ -21,7 +21,7 @@ from ..api.values import FLOATING, TensorSpec
 from ..errors import PluginError, Refused
 from ..plugins.attribution import describe
 from .encoding import BIAS, Encoding
-from .passthrough import Passthrough
+from .passthrough import Passthrough, as_taken
 
 if TYPE_CHECKING:
     from ..api.values import Parts
@@ -184,12 +184,15 @@ class _DryRun:
             )
         return weight.to(torch.float32) if self.merged else weight
 
+    def _taken(self, sources: Parts) -> Tensor:
+        return as_taken(self.quantizer, self._assembled(sources))
+
     def _quantize(self, rows: int | None) -> tuple[Tensor, bool, Parts]:
         weight = self._assembled(self._stand_ins(self.sources, rows))
-        observed = self.quantizer.observe(weight)
+        observed = self.quantizer.observe(taken := as_taken(self.quantizer, weight))
         given = {name: one.to(weight.device) for name, one in self._stand_ins(self.inputs, rows).items()}
         try:
-            parts = self.quantizer.quantize(weight, **given, **observed)
+            parts = self.quantizer.quantize(taken, **given, **observed)
         except (NotImplementedError, RuntimeError, TypeError) as error:
             if weight.device.type != "meta":
                 raise
@@ -230,13 +233,13 @@ class _DryRun:
         if any(one.dtype not in FLOATING or one.numel > LARGEST_ZEROS for one in specs.values()):
             return
         noise = _noise(specs)
-        weight = self._assembled(noise)
+        weight = self._taken(noise)
         halves = weight[:fine], weight[fine:]
         for start, half in ((0, halves[0]), (fine, halves[1])):
             rows = {
                 role: part[start : start + fine] if self.sources[role].by_rows else part for role, part in noise.items()
             }
-            if not same(self._assembled(rows), half):
+            if not same(self._taken(rows), half):
                 raise PluginError(f"model {self.adapter.name}: assemble gives other values for a slab of rows")
         observed = self.quantizer.observe(weight)
         for name, value in observed.items():
@@ -318,7 +321,7 @@ class _DryRun:
 
 
 def common_row_block(*blocks: int | None) -> int | None:
-    """The least number of rows that kernels_suit all; None if one of them wants whole weights."""
+    """The least number of rows that suits all; None if one of them wants whole weights."""
     return math.lcm(*(block for block in blocks if block)) if all(blocks) else None
 
 

@@ -44,10 +44,13 @@ def cut(job: Job, slab_bytes: int, budget: int) -> Cut:
     def nbytes(slab: int, span: int) -> int:
         return held + span * (row_source + row_working) + 2 * slab * row_output
 
-    block = common_row_block(*(export.schema.row_block for export in job.exports))
-    fine = common_row_block(*(export.quantizer.row_block for export in job.exports))
+    whole = common_row_block(*(export.schema.row_block for export in job.exports)) or 1
+    sources = [bound.row_block for several in job.sources.values() for bound in several]
+    block = common_row_block(*(export.schema.row_block for export in job.exports), *sources)
+    fine = common_row_block(*(export.quantizer.row_block for export in job.exports), *sources)
     if not block or not fine or not job.spec.numel:  # rows without elements are not worth counting
-        return Cut(rows, rows, nbytes(rows, rows))
+        slab = -(-rows // whole) * whole
+        return Cut(slab, slab, nbytes(rows, rows))
 
     def fit(limit: int, per_row: int, step: int) -> int:
         return max(1, limit // max(per_row, 1) // step) * step

@@ -64,6 +64,10 @@ class Stores:
         """A file that the recipe names."""
         return self._file(path)
 
+    def decode(self, decoded: Checkpoint) -> None:
+        """Put the checkpoint as it is decoded in the place of the checkpoint."""
+        self.base = self._files[""] = decoded
+
     def others(self) -> dict[str, Checkpoint]:
         """By path, without the checkpoint."""
         return {path: file for path, file in self._files.items() if path}

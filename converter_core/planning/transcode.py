@@ -89,7 +89,7 @@ def without(quantized: Quantized | None, foreign: Collection[str]) -> Quantized 
         return quantized
     others = set(foreign)
     own = {name: stored for name, stored in quantized.weights.items() if name not in others}
-    return Quantized(quantized.target, own) if own else None
+    return Quantized(quantized.target, own, quantized.added) if own else None
 
 
 def unpacked(tensors: SourceTensors, quantized: Quantized) -> SourceTensors:
@@ -117,6 +117,20 @@ def readers(registry: Registry, stored: Stored) -> Iterator[Quantizer]:
         quantizer = cls()
         if quantizer.format.matches(stored.format):
             yield quantizer
+
+
+def reader_of(registry: Registry, format: QuantFormat) -> Quantizer | None:
+    """A quantizer that decodes a format, with the options that lead to it where it has such; None: there is none."""
+    known = [cls() for cls in registry.quantizers.values()]
+    found = [quantizer for quantizer in known if quantizer.format.matches(format)]
+    reader = min(found, key=lambda quantizer: quantizer.name != format.name, default=None)
+    if reader is None or reader.format == format:
+        return reader
+    try:
+        exact = type(reader)(**reader.options_for(format))
+    except Exception:  # a stranger's options; its defaults have the format's name all the same
+        return reader
+    return exact if exact.format.matches(format) else reader
 
 
 def _shape(

@@ -48,6 +48,7 @@ class SourceSection:
     calibration: a file of activation statistics, for the schemes whose options ask for it.
     loras: merged in this order. lora_numerics: ``exact``, or a target whose runtime's own tool is followed.
     on_unmatched: what a LoRA's key that matches no weight is.
+    dequantize: decode a source that is quantized already, and go on with its values.
     """
 
     path: str = field(metadata={"read": folder})
@@ -59,6 +60,7 @@ class SourceSection:
     loras: tuple[LoraSection, ...] = ()
     lora_numerics: str = "exact"
     on_unmatched: Literal["error", "warn"] = "error"
+    dequantize: bool = False
 
 
 @dataclass(frozen=True)

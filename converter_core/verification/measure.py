@@ -9,11 +9,11 @@ from dataclasses import replace
 from ..api.contexts import WeightContext
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
-from ..api.tensors import same
+from ..api.tensors import same, upcast
 from ..api.values import Stored, TensorRef, TensorSpec, WeightInfo
 from ..engine.memory import Budget
 from ..errors import Refused
-from .decode import Decoded, Slicer, Slices, decode, filled, read_slab
+from ..planning.decode import Decoded, Slicer, Slices, decode, filled, read_slab
 from .error_stats import ErrorStats
 from .files import Reading
 from .held_out import HeldOut, OutputError
@@ -86,7 +86,7 @@ class Measure:
         for start, stop in slices.runs():
             with self._budget.take(_working_bytes(slices, start, stop)):
                 decoded = self._decoded(weight, quantizer, specs, slices, spec, reading, start, stop)
-                rows = self._source.rows(info, start, stop, slices.rows)
+                rows = upcast(self._source.rows(info, start, stop, slices.rows))
                 if rows.shape != decoded.weight.shape:
                     shapes = f"{list(decoded.weight.shape)}, its source is {list(rows.shape)}"
                     raise Wrong(f"decodes to {shapes}", report)

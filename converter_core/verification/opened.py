@@ -19,6 +19,7 @@ from ..checkpoint.files import NothingKnown, open_checkpoint
 from ..checkpoint.inventory import inventory
 from ..errors import ConverterError, RecipeError, Refused, VerificationError, shown
 from ..planning import provenance, transcode
+from ..planning.dequantize import DEQUANTIZED, Dequantized
 from ..planning.loras import NO_LORAS, Loras, plan_loras
 from ..planning.planner import source_tensors
 from ..planning.stores import Stores
@@ -134,15 +135,28 @@ class OpenedOutput:
         tensors = source_tensors(checkpoint)
         quantized, dressed = transcode.recognise(tensors, self.registry, self.target, notes), None
         if quantized is not None:
-            notes.append(f"the source is itself quantized ({quantized}); it is compared bit by bit")
             dressed = self.registry.targets[quantized.target]()
             quantized = transcode.with_shapes(quantized, tensors, dressed, self.registry)
             tensors = transcode.unpacked(tensors, quantized)
+            if self._was_dequantized:
+                own = transcode.without(quantized, self.adapter.foreign(tensors)) or quantized
+                checkpoint = Dequantized(checkpoint, own, self.registry)
+                notes.append(f"the source is itself quantized ({own}); errors are those against what it decodes to")
+                tensors, quantized, dressed = source_tensors(checkpoint), None, None
+            else:
+                notes.append(f"the source is itself quantized ({quantized}); it is compared bit by bit")
         stores = Stores(checkpoint, partial(open_checkpoint, registry=self.registry))
         tensors = source_tensors(checkpoint, tensors, stores.of(self.adapter))
         stack.callback(stores.close)
         loras = self._loras(stores, tensors, quantized)
         return Source(stores, self.adapter, self.target, tensors, quantized, loras, dressed)
+
+    @property
+    def _was_dequantized(self) -> bool:
+        if self.expected is not None:
+            source = self.expected.recipe.get("source")
+            return isinstance(source, Mapping) and source.get("dequantize") is True
+        return any(DEQUANTIZED in file.metadata for file in self.output.files.values())
 
     def _loras(self, stores: Stores, tensors: SourceTensors, quantized: Quantized | None) -> Loras:
         """What was merged into the source. VerificationError if a file of it is not what it was."""
@@ -186,9 +200,7 @@ class OpenedOutput:
             made = self._made(scheme.method, scheme.options)
             if made is not None and made.format.matches(weight.stored.format):
                 return made
-        formats = [cls() for cls in self.registry.quantizers.values()]
-        readers = [quantizer for quantizer in formats if quantizer.format.matches(weight.stored.format)]
-        return min(readers, key=lambda quantizer: quantizer.name != weight.stored.format.name, default=None)
+        return transcode.reader_of(self.registry, weight.stored.format)
 
     def _schemes(self, weight: Weight, names: Collection[str]) -> Iterator[Rule]:
         file = self.output.weight_map[weight.key].name

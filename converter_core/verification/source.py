@@ -14,6 +14,7 @@ from ..api.tensors import dtype_of, raw
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..engine.merging import Merger
 from ..engine.reading import Reader
+from ..planning.decode import Read
 from ..planning.encoding import Encoding
 from ..planning.jobs import bind, joined_spec
 from ..planning.loras import NO_LORAS, Loras
@@ -21,7 +22,6 @@ from ..planning.passthrough import Passthrough
 from ..planning.shape_inference import ShapeInference, common_row_block
 from ..planning.stores import Stores
 from ..planning.transcode import Quantized
-from .decode import Read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ class Source:
         if stored is not None:
             return sum(self.checkpoint.tensors[key].nbytes for key in stored.keys.values())
         bound = (one for source in info.sources.values() for one in bind(self.stores, source, self.adapter))
-        return sum(one.spec.nbytes for one in bound)
+        return sum(one.stored_nbytes for one in bound)
 
     def stored(self, info: WeightInfo) -> Stored | None:
         """Of a weight that is quantized already."""

@@ -18,6 +18,7 @@ from ..storage.location import Location, locate
 from .beside import look_beside
 from .expected import Expected, find_manifest, read_manifest
 from .files import Output
+from .folders import source_in
 from .held_out import HeldOut
 from .opened import OpenedOutput
 from .result import Copied, Problem, Structure, Verification, WeightReport, Worst
@@ -41,10 +42,10 @@ def verify(
     that name lies beside; without a manifest it is ``structure only``, or ``ok`` where all of it equals its source.
 
     output: a folder, one of its files, or a manifest. Every file, name, dtype, shape and checksum is compared with the
-    manifest, and every quantized weight is read as the runtime reads it. against: the checkpoint it was made of; then
-    each weight's error is measured, and what was copied must equal its source. calibration: a file of activation
-    statistics; then the error of each layer's outputs is measured as well, for its held-out tokens. progress: called
-    from this thread.
+    manifest, and every quantized weight is read as the runtime reads it. against: the checkpoint it was made of, or the
+    folder of several models that holds it; then each weight's error is measured, and what was copied must equal its
+    source. calibration: a file of activation statistics; then the error of each layer's outputs is measured as well,
+    for its held-out tokens. progress: called from this thread.
     Raises VerificationError if it is not clear what to check; what is found to be wrong is in the report.
     """
     started = time.monotonic()
@@ -65,7 +66,11 @@ def verify(
             return replace(empty, problems=problems, seconds=time.monotonic() - started)
         stack.enter_context(attribute_errors(registry))
         opened = OpenedOutput(files, expected, registry)
-        source = opened.open_source(against, stack) if against is not None else None
+        source = None
+        if against is not None:
+            component = source_in(against, expected.recipe if expected is not None else {}, registry)
+            source = opened.open_source(component, stack)
+            empty = replace(empty, against=str(component))
         held_out = None
         if calibration is not None:
             if source is None:

@@ -130,17 +130,6 @@ def test_codes_whose_scales_no_target_reads_are_refused(
         make_plan(asked(method, **{"source.path": str(source)}))
 
 
-def test_fp8_weights_without_scales_are_not_quantized_again(asked: Any, wan_source: Path, tmp_path: Path) -> None:
-    def cast(tensors: dict[str, torch.Tensor]) -> None:
-        for key, tensor in tensors.items():
-            if ".ffn." in key and tensor.dim() == 2:
-                tensors[key] = tensor.to(torch.float8_e4m3fn)
-
-    source = rewritten(wan_source, tmp_path / "fp8", cast)
-    with pytest.raises(PlanError, match="6 weights are F8_E4M3 already"):
-        make_plan(asked("int8", **{"source.path": str(source)}))
-
-
 def test_a_width_no_scheme_takes_names_the_rule(asked: Any, tmp_path: Path) -> None:
     sample = WanDit().synthetic()
     assert sample is not None

@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from converter_core import PlanError, convert, inspect, make_plan
+from converter_core import PlanError, VerificationError, convert, inspect, make_plan, verify
 from converter_core.api import SourceRoot, SyntheticCheckpoint
 from converter_core.checkpoint.synthetic import write_synthetic
+from converter_core.cli import run
 from converter_core.planning.components import component_recipes, make_plans
+from converter_core.plugins.registry import load_plugins
+from converter_core.verification.folders import outputs_in
 from converter_plugins.models.wan_clip import WanClip
 from converter_plugins.models.wan_dit import Structure, WanDit
 from converter_plugins.models.wan_t5 import WanT5
@@ -208,3 +211,23 @@ def test_a_hostile_index_of_a_pipeline(tmp_path):
     """What an index says is looked up among the files that are there."""
     (tmp_path / "model_index.json").write_text(json.dumps({"../x": ["diffusers", "WanTransformer3DModel"], "n": 3}))
     assert len(component_recipes(recipe(tmp_path, tmp_path / "o"))) == 1
+
+
+def test_verify_finds_each_output_and_its_component(pair, tmp_path, capsys):
+    assert run(["convert", "-s", str(pair), "-o", str(tmp_path), "--scheme", "int8", "--quiet"]) == 0
+    assert outputs_in(str(tmp_path), load_plugins()) == [str(tmp_path / expert) for expert in EXPERTS]
+    assert run(["verify", str(tmp_path), "--against", str(pair), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["outputs"]
+    assert [(one["output"], one["ok"]) for one in found] == [(str(tmp_path / expert), True) for expert in EXPERTS]
+    assert all(weight["relative_error"] < 0.05 for one in found for weight in one["weights"])
+
+    assert run(["verify", str(tmp_path), "--against", str(pair / EXPERTS[0]), "--quiet"]) == 1
+    assert run(["verify", str(tmp_path), "--compare", str(tmp_path / EXPERTS[0])]) == 1
+    assert "holds several outputs; --compare takes one of them" in capsys.readouterr().err
+
+    verified = verify(tmp_path / EXPERTS[1], pair)
+    assert (verified.ok, verified.against) == (True, str(pair / EXPERTS[1]))
+    for manifest in (tmp_path / EXPERTS[1]).glob("*.manifest.json"):
+        manifest.unlink()
+    with pytest.raises(VerificationError, match="holds several models; give the one that was converted"):
+        verify(tmp_path / EXPERTS[1], pair)

@@ -24,9 +24,9 @@ from converter_core.engine.convert import convert
 from converter_core.errors import VerificationError
 from converter_core.inspection import inspect
 from converter_core.output.manifest import dump, load_manifest
+from converter_core.planning import decode as read_back
 from converter_core.planning.passthrough import Passthrough
 from converter_core.plugins.registry import load_plugins
-from converter_core.verification import decode as read_back
 from converter_core.verification.verify import verify
 from converter_plugins.containers.safetensors import Safetensors
 from converter_plugins.models.wan_dit import WanDit

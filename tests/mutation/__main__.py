@@ -39,7 +39,10 @@ SELECTION: Mapping[str, tuple[str, Sequence[str]]] = {
     ),
     "verification": (
         "converter_core/verification",
-        ("tests/core/test_verification.py", "tests/core/test_verification_findings.py", "tests/core/test_sums.py"),
+        (
+            *("tests/core/test_sums.py", "tests/core/test_verification_findings.py", "tests/core/test_verification.py"),
+            *("tests/core/test_calibration.py", "tests/lora", "tests/plugins/targets/test_foreign_files.py"),
+        ),
     ),
     "quantizers": ("plugins/converter_plugins/quantizers", ("tests/plugins/quantizers",)),
 }

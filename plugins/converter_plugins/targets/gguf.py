@@ -74,7 +74,8 @@ class Gguf(Target):
         return parts
 
     def plain_dtype(self, context: WeightContext, dtype: str, /) -> str:
-        """BF16 is for linear weights alone: ComfyUI-GGUF and diffusers compute with no other."""
+        """BF16 is for linear weights alone: ComfyUI-GGUF and diffusers compute with no other; fp8 has no type."""
+        dtype = "BF16" if dtype.startswith("F8_") else dtype
         return "F32" if dtype == "F64" or (dtype == "BF16" and context.info.kind != "linear") else dtype
 
     def decode(self, context: WeightContext, stored: Parts, /) -> Parts:

@@ -18,8 +18,8 @@ from ..api.targets import Target
 from ..api.tensors import dtype_of, raw, typed
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..errors import PluginError, Refused
-from ..planning.encoding import Encoding
-from ..planning.shape_inference import ShapeInference, SourceSpec, common_row_block
+from .encoding import Encoding
+from .shape_inference import ShapeInference, SourceSpec, common_row_block
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,10 +141,12 @@ class Decoded:
     parts: Parts
 
 
-def decode(target: Target, quantizer: Quantizer, stored: Parts, spec: TensorSpec | None = None) -> Decoded:
-    """spec: of these rows before quantization, where it is known."""
+def decode(
+    target: Target, quantizer: Quantizer, stored: Parts, spec: TensorSpec | None = None, as_loaded: bool = True
+) -> Decoded:
+    """spec: of these rows before quantization, where it is known. as_loaded: with what the runtime's loader does."""
     context = WeightContext(WeightInfo("weight", {}), "weight", spec, quantizer.format)
-    parts = target.decode(context, target.simulate_load(context, stored))
+    parts = target.decode(context, target.simulate_load(context, stored) if as_loaded else stored)
     try:
         return Decoded(quantizer.dequantize(parts), parts)
     except KeyError as error:  # what a quantizer says of a part that is not there
