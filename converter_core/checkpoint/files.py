@@ -143,10 +143,10 @@ class _Folder:
             models = [entry for entry in inside if entry.name.startswith("transformer")] or [folder / "transformer"]
             remedy = " or ".join(map(shown, models))
             return f"{shown(folder)}: is a whole pipeline; give the folder of its transformer: {remedy}"
-        lacks = " and no ".join(" or ".join(container.suffixes) for container in formats)
+        suffixes = ", ".join(suffix for container in formats for suffix in container.suffixes)
         there = f"; there is {some(self.weights)}" if self.weights else ""
-        there += f"; there are some in {', '.join(map(shown, inside))}" if inside else ""
-        return f"{shown(folder)}: has no {lacks}{there}"
+        there += f"; there are some in {', '.join(map(shown, inside))}: give one of these" if inside else ""
+        return f"{shown(folder)}: has no weights ({suffixes}){there}"
 
 
 def _holds_weights(folder: Location, formats: Sequence[Container]) -> bool:

@@ -10,7 +10,7 @@ import typer
 from ..errors import CheckpointError
 from ..sizes import format_bytes
 from .describe import in_yaml
-from .output import Json, console, print_json, show_facts, show_remarks
+from .output import Json, console, model_name, print_json, show_facts, show_remarks
 from .tables import natural_key, show_table
 
 
@@ -66,7 +66,7 @@ def _quantized(quantized: dict[str, Any] | None) -> str:
 
 
 def _model(found: dict[str, Any]) -> str:
-    return f"{found['model']} {found['variant']}" if found["model"] else "not recognised"
+    return model_name(found["model"], found["variant"]) if found["model"] else "not recognised"
 
 
 def _arranged(told: tuple[str, dict[str, str]]) -> str:

@@ -78,3 +78,8 @@ def show_remarks(notes: Iterable[str], warnings: Iterable[str]) -> None:
 def exact(count: int) -> str:
     """``15.97 GiB (17,150,000,123 bytes)``."""
     return f"{format_bytes(count)} ({count:,} bytes)"
+
+
+def model_name(adapter: str, variant: str) -> str:
+    """``wan_dit i2v_14b``; adapters call a size that they have no name for ``unknown``."""
+    return f"{adapter}, no known variant" if variant == "unknown" else f"{adapter} {variant}".rstrip()

@@ -13,7 +13,7 @@ from ..errors import PlanError
 from ..sizes import format_bytes
 from .asked import Asked, Misused, recipes_from_flags
 from .flags import Flags, with_flags
-from .output import Json, each_output, exact, in_words, print_json, show_facts, show_line, show_remarks
+from .output import Json, each_output, exact, in_words, model_name, print_json, show_facts, show_line, show_remarks
 from .tables import natural_key, show_groups, show_table, sizes
 
 _STATUS = {
@@ -70,7 +70,7 @@ def _show(plan: dict[str, Any]) -> None:
             "source": source["path"],
             "": f"{len(source['files'])} files, {source['tensors']:,} tensors, {format_bytes(source['bytes'])}",
             "skipped": ", ".join(source["skipped"]),
-            "model": f"{model['adapter']} {model['variant']}{f' ({facts})' if facts else ''}",
+            "model": f"{model_name(model['adapter'], model['variant'])}{f' ({facts})' if facts else ''}",
         }
     )
     if plan["loras"]:

@@ -22,4 +22,4 @@ def new(
     for path in written:
         typer.echo(f"wrote {path}")
     root = written[0].parent
-    typer.echo(f"\nNext: pip install -e {root} && pytest {root} && model-converter plugins")
+    typer.echo(f"\nNext: pip install -e '{root}[test]' && pytest {root} && model-converter plugins")

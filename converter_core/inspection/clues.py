@@ -76,7 +76,7 @@ def next_steps(path: str, model: str | None, quantized: bool, has_config: bool, 
         yield "get what is missing or damaged (see the problems), then look again"
     elif quantized:
         if has_config:
-            yield f"put this into the runtime's configuration: model-converter inspect {shown(path)} --runtime-config"
+            yield f"to paste into the runtime's configuration: model-converter inspect {shown(path)} --runtime-config"
         yield f"check it against its source: model-converter verify {shown(path)} --against SOURCE"
     elif model:
         yield (

@@ -137,13 +137,16 @@ class JobBuilder:
         self.without_bias: list[str] = []
         self._refused: dict[tuple[str, str, str], list[str]] = {}
 
-    @property
-    def problems(self) -> list[str]:
+    def problems(self, targets: Mapping[str, type[Target]]) -> list[str]:
+        """targets: those that are installed, by name; the advice names the ones that read a refused scheme."""
         found = []
         for (method, reason, advice), (name, *more) in self._refused.items():
             others = f" (and {len(more)} more)" if more else ""
             rules = f'a rule "{rule_name(name)}"' if not more else "rules"
-            found.append(f"{method}: {name}{others} {reason}{advice.format(rules=rules)}")
+            readers = [one for one, cls in targets.items() if method in cls.runs_on and one != self.target.name]
+            choices = f", choose another method, or target.format: {' or '.join(readers)}"
+            choice = choices if readers else ", or choose another method"
+            found.append(f"{method}: {name}{others} {reason}{advice.format(rules=rules, choice=choice)}")
         return found
 
     def build(
@@ -278,7 +281,7 @@ class JobBuilder:
             beside = {name: _spec(one) for name, one in inputs.items() if not _is_prepared(quantizer, one)}
             schema = self.inference.run(quantizer, encoding, specs, beside, merged=in_float32)
         except Refused as refusal:
-            advice = f" (chosen by {rule}); add {{rules}} with method none, or choose another method"
+            advice = f" (chosen by {rule}); add {{rules}} with method none{{choice}}"
             if not rule:
                 advice = (
                     "; the source is quantized already: for this target give the original checkpoint, or write "

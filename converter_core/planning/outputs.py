@@ -142,7 +142,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
     made.notes += notes.without_bias(builder.without_bias)
-    made.problems += builder.problems
+    made.problems += builder.problems(dict(registry.targets.items()))
     if not made.problems:
         made.problems += target.refuse(source.model, made.weights)
     return made

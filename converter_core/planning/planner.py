@@ -17,12 +17,13 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.files import open_checkpoint
 from ..checkpoint.inventory import inventory, skipped_tensors
 from ..checkpoint.recognition import open_source, recognisers
-from ..errors import CheckpointError, PlanError
+from ..errors import CheckpointError, PlanError, shown
 from ..output import state as output_folder
 from ..output.side_files import CONFIG
 from ..plugins import attribution
 from ..plugins.registry import Registry, load_plugins
 from ..recipe.load import Recipe, load_recipe, make_plugin
+from ..sizes import format_bytes
 from ..storage.location import Location
 from ..trusted import CONFIG as CONFIG_BYTES
 from . import notes, outputs, resources, transcode, validate
@@ -191,7 +192,11 @@ def _recognise(
         return known[0]
     tried = ", ".join(adapter.name for adapter in adapters)
     some = ", ".join(repr(key) for key in list(tensors)[:3])
-    raise PlanError(f"{path}: no model adapter recognises it (tried {tried}); its tensors: {some} ...", *skipped)
+    raise PlanError(
+        f"{path}: no model adapter recognises it (tried {tried}); its tensors: {some} ...; for what it may be: "
+        f"model-converter inspect {shown(path)}",
+        *skipped,
+    )
 
 
 def missing_disk(planned: Sequence[OutputPlan]) -> list[str]:
@@ -204,7 +209,7 @@ def missing_disk(planned: Sequence[OutputPlan]) -> list[str]:
         free = output_folder.free_disk(output.path)
         if needed[device] > free:
             found.append(
-                f"{output.path}: needs {needed[device]} bytes of disk and {free} are free; make room for "
-                f"{needed[device] - free} more"
+                f"{output.path}: needs {format_bytes(needed[device])} of disk and {format_bytes(free)} are free; make "
+                f"room for {format_bytes(needed[device] - free)} more"
             )
     return found

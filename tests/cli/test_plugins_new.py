@@ -26,7 +26,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_written(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plugins", "new", "layout", "mine", "--dir", str(tmp_path / "new")]) == 0
-    assert f"pip install -e {tmp_path / 'new'}" in capsys.readouterr().out
+    assert f"pip install -e '{tmp_path / 'new'}[test]'" in capsys.readouterr().out
     for kind in KINDS:
         files = sorted(str(path.relative_to(written / kind)) for path in (written / kind).rglob("*.*"))
         expected = ["README.md", f"converter_my_{kind}/__init__.py", "pyproject.toml", f"tests/test_my_{kind}.py"]

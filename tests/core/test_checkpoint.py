@@ -243,7 +243,7 @@ def test_a_format_that_is_asked_for(tmp_path):
     said = refused(tmp_path / "y.weights")
     assert "neither .safetensors nor " in said
     assert " nor .ckpt, nor does it begin like one; if it is one of them" in said
-    assert "has no .safetensors; there is 'x.bin', 'x.pth'" in refused(tmp_path, format="safetensors")
+    assert "has no weights (.safetensors); there is 'x.bin', 'x.pth'" in refused(tmp_path, format="safetensors")
     assert "unknown container 'safetensor'; did you mean 'safetensors'?" in refused(tmp_path, format="safetensor")
 
 
@@ -284,14 +284,14 @@ def test_a_pipeline_names_the_folder_inside(tmp_path):
 
 
 def test_empty_and_missing(tmp_path):
-    assert re.search(r"has no \.safetensors and no .*\.pth or \.pt or \.bin or \.ckpt", refused(tmp_path))
+    assert re.search(r"has no weights \(\.safetensors, .*\.pth, \.pt, \.bin, \.ckpt\)", refused(tmp_path))
     assert "nowhere: cannot be opened: No such file or directory" in refused(tmp_path / "nowhere")
     assert "cannot be opened: embedded null" in refused("a\0b")
     (tmp_path / "deeper").mkdir()
     save_file({"a": numbers(2)}, tmp_path / "deeper" / "m.safetensors")
-    assert f"there are some in {tmp_path / 'deeper'}" in refused(tmp_path)
+    assert f"there are some in {tmp_path / 'deeper'}: give one of these" in refused(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"x")
-    assert "or .ckpt; there is 'model.onnx'" in refused(tmp_path)
+    assert ".ckpt); there is 'model.onnx'" in refused(tmp_path)
     (tmp_path / "model.bin").write_bytes(b"x")
     assert "model.bin: this is no file of torch.save" in refused(tmp_path)
 

@@ -205,7 +205,7 @@ class ComfyUI(Target):
                 f"ComfyUI reads {format.name} with one scale for the whole weight; leave per_channel out, or write "
                 "per_channel: false"
             )
-        if storage is None and not format.symmetric:
+        if storage is None and storage_of(replace(format, symmetric=True)) is not None:
             raise Refused(
                 f"ComfyUI cannot store the zero_point of asymmetric {format}; use symmetric: true, or target plain"
             )

@@ -118,7 +118,7 @@ class LightX2V(Target):
             self._check_roles(format, set(parts), {"weight"}, set())
             return parts
         storage = storage_of(format)
-        if storage is None and not format.symmetric:
+        if storage is None and "zero_point" in parts:
             self._check_roles(format, set(parts), set(), set())
         if storage is None and storage_of(replace(format, scale_precision="")) is not None:
             raise Refused(

@@ -171,6 +171,7 @@ def test_options_left_out_follow_the_target(sources: dict[str, Path], tmp_path: 
         ("fp8", {"options": {"per_channel": True}}, {}, "leave per_channel out, or write per_channel: false"),
         ("fp8", {"options": {"scale_rule": "mse"}}, {}, "target comfyui takes fp8 with per_channel: false"),
         ("int8", {"options": {"symmetric": False}}, {}, "cannot store the zero_point of asymmetric int8"),
+        ("q8_0", {}, {}, r"'q8_0', which ComfyUI does not read.* or target\.format: gguf"),
         ("mxfp4", {}, {}, r"'mxfp4', which ComfyUI does not read \(it reads int8, fp8, nvfp4"),
         ("int8", {}, {"layout": "by_block"}, "target.layout: target comfyui reads one file, and layout by_block"),
         ("int8", {}, {"layout": "chunked", "chunk_size": 20}, "reads one file, and layout chunked makes"),
