@@ -51,8 +51,9 @@ def load(metadata: Mapping[str, Any]) -> tuple[Rule, ...]:
     return () if problems else schemes
 
 
-def deciding(schemes: Sequence[Rule], name: str) -> Iterator[Rule]:
-    """Those that speak of a weight, by its name in the target; the first that could have quantized it did."""
+def deciding(schemes: Sequence[Rule], names: Collection[str]) -> Iterator[Rule]:
+    """Those that speak of a weight; the first that could have quantized it did. names: all that it goes by."""
     for scheme in schemes:
-        if scheme.match == DEFAULT_MATCH or re.match(translate(scheme.match), rule_name(name)):
+        pattern = re.compile(translate(scheme.match))
+        if scheme.match == DEFAULT_MATCH or any(pattern.match(rule_name(name)) for name in names):
             yield scheme

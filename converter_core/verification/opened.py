@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -191,18 +191,21 @@ class OpenedOutput:
         key_format = self.target.key_format_for(self.adapter.key_formats)
         return {self.adapter.rename(info.name, key_format): info for info in infos}
 
-    def quantizer(self, weight: Weight) -> Quantizer | None:
-        """The one that made it, by the recipe in the manifest or the metadata; else any that reads its format."""
-        for scheme in self._schemes(weight):
+    def quantizer(self, weight: Weight, info: WeightInfo | None) -> Quantizer | None:
+        """The one that made it, by the recipe in the manifest or the metadata; else any that reads its format.
+
+        info: what the model says of it; rules may use the model's names.
+        """
+        for scheme in self._schemes(weight, {weight.name, info.name} if info is not None else {weight.name}):
             made = self._made(scheme.method, scheme.options)
             if made is not None and made.format.matches(weight.stored.format):
                 return made
         return transcode.reader_of(self.registry, weight.stored.format)
 
-    def _schemes(self, weight: Weight) -> Iterator[Rule]:
+    def _schemes(self, weight: Weight, names: Collection[str]) -> Iterator[Rule]:
         file = self.output.weight_map[weight.key].name
-        yield from provenance.deciding(self._recipe_schemes, weight.name)
-        yield from provenance.deciding(self._metadata_schemes[file], weight.name)
+        yield from provenance.deciding(self._recipe_schemes, names)
+        yield from provenance.deciding(self._metadata_schemes[file], names)
 
     def _made(self, method: str, options: Mapping[str, Any]) -> Quantizer | None:
         case = (method, repr(options))

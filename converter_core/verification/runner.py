@@ -237,7 +237,7 @@ class Run:
             return report
         if self.source is not None and info is None:
             raise Wrong("is not in the source", report)
-        quantizer = self.opened.quantizer(weight)
+        quantizer = self.opened.quantizer(weight, info)
         if quantizer is None:
             raise Wrong(f"no installed quantizer reads {report.format}; install the plugin that does", report)
         if info is None or self.source is None:

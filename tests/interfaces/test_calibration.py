@@ -176,6 +176,18 @@ def test_a_bias_under_the_names_of_the_target(load: Any, recipe: Any, source: Pa
     assert report.ok, report.problems
 
 
+def test_a_rule_with_the_names_of_the_model_is_read_back(load: Any, recipe: Any, source: Path, tmp_path: Path) -> None:
+    """One scale for the whole weight, as the default options of the scheme would not have it."""
+    registry = load(models=[Respelt], targets=[OtherNames])
+    one = recipe("int8", OtherNames.name)
+    options = {"per_channel": False}
+    one["quantization"]["rules"] = [{"match": "layers.0.*", "method": "fp8", "options": options}]
+    converter_core.convert(one, registry=registry)
+    report = converter_core.verify(tmp_path / "out", source, registry=registry)
+    assert report.ok, report.problems
+    assert [weight.format for weight in report.weights] == ["fp8", "int8"]
+
+
 def test_layers_without_a_bias_are_told(load: Any, recipe: Any, source: Path, tmp_path: Path) -> None:
     tensors = load_file(source / "model.safetensors")
     del tensors["layers.1.up.bias"]
