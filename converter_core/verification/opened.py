@@ -78,7 +78,7 @@ class OpenedOutput:
                     else "; nothing tells the schemes' options, so these are defaults"
                 )
             )
-            parts = {key for weight in stored.values() for key in weight.keys.values()}
+            parts = {key for weight in stored.values() for key in weight.keys.values()} | self._added()
             self.weights = [Weight(name, weight, None) for name, weight in stored.items()]
             self.weights += [
                 Weight(key, Stored(UNQUANTIZED, {"weight": key}), None) for key in output.weight_map if key not in parts
@@ -108,6 +108,12 @@ class OpenedOutput:
         if not best[1]:
             self.output.notes.append("no weight in it is quantized, as far as the installed targets can tell")
         return best
+
+    def _added(self) -> set[str]:
+        """Tensors that the target added, which belong to no weight."""
+        files = self.output.files.values()
+        told = (self.target.added(SourceTensors(file.tensors, file.metadata, read=file.tensor)) for file in files)
+        return {key for keys in told for key in keys}
 
     @property
     def model(self) -> str:

@@ -33,11 +33,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(source: Path, output: Path, method: str = "none", target: str = "plain", **more: Any) -> dict[str, Any]:
     loras, options = more.pop("loras", []), more.pop("options", {})
-    max_memory = more.pop("max_memory", "1GiB")
+    max_memory, target_options = more.pop("max_memory", "1GiB"), more.pop("target_options", {})
     return {
         "source": {"path": str(source), "loras": loras},
         "quantization": {"method": method, "options": options},
-        "target": {"format": target, **more},
+        "target": {"format": target, "options": target_options, **more},
         "output": {"path": str(output), "name": "x"},
         "performance": {"device": "cpu", "num_workers": 1, "max_memory": max_memory},
     }
@@ -193,3 +193,30 @@ def test_a_lora_is_added_to_what_is_decoded(source: Path, tmp_path: Path) -> Non
     stored = load_file(folder / "x.safetensors")
     values = stored[f"{name}.weight"].double() * stored[f"{name}.weight_scale"].double() + up.double() @ down.double()
     torch.testing.assert_close(made.double(), values, rtol=1e-6, atol=1e-6)
+
+
+def test_scales_that_are_stored_as_nobody_here_stores_them(source: Path, tmp_path: Path) -> None:
+    """Of one dimension, as BFL's: each weight is taken whole."""
+    folder = quantized(source, tmp_path / "q", "fp8", "diffusers", target_options={"style": "bfl"})
+    (file,) = folder.glob("*.safetensors")
+    stored = load_file(file)
+    exact = dequantized(folder, tmp_path / "f32", dtype="float32", max_memory="16MiB")
+    for name in [name for name in exact if f"{name}_scale" in stored]:
+        assert torch.equal(exact[name], stored[name].float() * stored[f"{name}_scale"][:, None])
+    recipe = asked(folder, tmp_path / "plan")
+    recipe["source"]["dequantize"] = True
+    with converter_core.make_plan(recipe) as plan:
+        sources = [bound for job in plan.jobs for several in job.sources.values() for bound in several]
+        assert sum(bound.row_block is None for bound in sources) == 10
+
+
+def test_a_format_that_no_quantizer_decodes_is_refused(source: Path, tmp_path: Path) -> None:
+    folder = quantized(source, tmp_path / "q", "int8", "plain")
+    tensors = load_file(folder / "x.safetensors")
+    (tmp_path / "odd").mkdir()
+    named = {"plain.formats": json.dumps({key: "odd" for key in tensors if f"{key}_scale" in tensors})}
+    save_file(tensors, tmp_path / "odd" / "x.safetensors", named)
+    recipe = asked(tmp_path / "odd", tmp_path / "out")
+    recipe["source"]["dequantize"] = True
+    with pytest.raises(ConverterError, match=r"10 weights cannot be dequantized, e\.g\..*no installed quantizer reads"):
+        converter_core.make_plan(recipe)

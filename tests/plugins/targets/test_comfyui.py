@@ -268,6 +268,9 @@ def test_the_older_style(
         assert (reader.decode(layer, tuple(original.shape)) - original).norm() / original.norm() < 0.04
         assert ("input_scale" in layer.extra) == calibrated
     assert converter_core.verify(tmp_path / "out", sources["original"]).ok
+    (tmp_path / "out" / "wan.manifest.json").unlink()
+    alone = converter_core.verify(path, sources["original"])
+    assert alone.ok, alone.problems
     summary = converter_core.inspect(tmp_path / "out").quantized
     assert summary is not None
     assert (summary.target, summary.formats) == ("comfyui", {"fp8": LAYERS})
