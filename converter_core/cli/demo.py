@@ -50,7 +50,7 @@ def _demo(folder: Path, wanted: str | None) -> None:
     source, recipe = folder / "source", folder / f"demo_{scheme}.yaml"
     model = _write_sample(source, registry)
     target = target_for(scheme, registry)
-    layout = layout_for("--single-file" if registry.targets[target].one_file else "--save-by-block", registry)
+    layout = layout_for("--single-file" if registry.targets[target]().one_file else "--save-by-block", registry)
     text = _yaml(model, scheme, target, layout, source, folder / f"output_{scheme}")
     recipe.write_text(text, encoding="utf-8")
     console().print(recipe.read_text(encoding="utf-8"), soft_wrap=True)

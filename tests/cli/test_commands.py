@@ -35,7 +35,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_demo_shows_recipe_result_and_what_loads_it(kept, capsys):
     assert run(["demo", "--keep", str(kept)]) == 0
     out = capsys.readouterr().out
-    assert yaml.safe_load((kept / "demo_int8.yaml").read_text())["quantization"] == {"method": "int8"}
+    made = yaml.safe_load((kept / "demo_int8.yaml").read_text())
+    assert (made["quantization"], made["target"]["layout"]) == ({"method": "int8"}, "by_block")
     assert (kept / "demo_int8.yaml").read_text() in out
     assert "already done" in out
     assert '"dit_quantized": true' in out
