@@ -78,7 +78,13 @@ def test_a_recipe_by_flags_is_a_recipe(asked, registry):
     found = asked(FULL.replace("cuda:1", "cpu"))
     recipe = found.load(registry)
     assert recipe.as_dict() == {
-        "source": {"path": "models/wan/", "type": "wan_dit", "lora_numerics": "exact", "on_unmatched": "error"},
+        "source": {
+            "path": "models/wan/",
+            "type": "wan_dit",
+            "dequantize": False,
+            "lora_numerics": "exact",
+            "on_unmatched": "error",
+        },
         "quantization": {"method": "int8"},
         "output": {"path": "out", "name": "wan2.1_i2v_480p_int8", "copy_metadata": True, "overwrite": False},
         "target": {"precision": "int8", "layout": "by_block", "dtype": "bfloat16"},

@@ -397,7 +397,7 @@ def test_slabs_obey_the_budget() -> None:
         inputs={},
         bias_terms=(),
     )
-    job: Any = SimpleNamespace(spec=spec, source_nbytes=2 * 5120 * 5120, exports=[export], terms=())
+    job: Any = SimpleNamespace(spec=spec, source_nbytes=2 * 5120 * 5120, exports=[export], terms=(), sources={})
     wide = cut(job, 1_310_720, 1 << 30)
     assert (wide.slab, wide.span) == (128, 128)
     tight = cut(job, 1_310_720, 4 << 20)
