@@ -132,3 +132,8 @@ def libc_function(name: str) -> Any:
         return getattr(ctypes.CDLL(None), name, None)
     except (OSError, TypeError):  # Windows has no library that is all of the process
         return None
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

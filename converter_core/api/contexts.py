@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,10 @@ class SourceTensors(Mapping[str, TensorSpec]):
         if self._read is None or self._tensors[key].nbytes > SMALL_TENSOR:
             raise ValueError(f"{key} cannot be read here: only tensors up to {SMALL_TENSOR} bytes, and only from files")
         return self._read(key)
+
+    def without(self, keys: Collection[str]) -> SourceTensors:
+        """The same checkpoint but for some tensors, e.g. those of other models."""
+        return self.with_tensors({key: spec for key, spec in self.items() if key not in keys})
 
     def with_tensors(self, tensors: Mapping[str, TensorSpec]) -> SourceTensors:
         """The same checkpoint with other tensors, e.g. quantized weights in their own shapes."""

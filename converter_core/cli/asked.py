@@ -218,8 +218,8 @@ def _check_suffix(asked: str, recipe: Recipe, registry: Registry) -> None:
     """What is written follows from the target; RecipeError for another suffix."""
     from ..api.containers import Container
     from ..errors import RecipeError
+    from ..planning.drafts import target_of
     from ..planning.file_layout import container_of
-    from ..planning.outputs import target_of
 
     for one in recipe.exports:
         target = target_of(one, registry)

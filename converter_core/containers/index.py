@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from ..api.json_text import load_json_object
 from ..api.targets import INDEX_STEM
 from ..errors import CheckpointError, shown
-from ..trusted import INDEX, read_file
 
 
 def preferred_index(names: Sequence[str]) -> str | None:
@@ -16,17 +14,11 @@ def preferred_index(names: Sequence[str]) -> str | None:
     return next((name for name in names if name.startswith(f"{INDEX_STEM}.")), names[0] if len(names) == 1 else None)
 
 
-def read_index(path: Path) -> Mapping[str, str]:
-    """Key -> name of its file, from an index in the Hugging Face form; every name is one of a file beside the index."""
-    try:
-        text = read_file(path, INDEX)
-    except OSError as error:
-        raise CheckpointError(f"{shown(path)}: cannot be read: {error.strerror}; this is no index") from None
-    return parse_index(text, path)
-
-
 def parse_index(text: bytes, path: object) -> Mapping[str, str]:
-    """The same, of an index's content. path: for messages."""
+    """Key -> name of its file, from an index in the Hugging Face form; every name is one of a file beside the index.
+
+    path: for messages.
+    """
     where = load_json_object(text, shown(path), "this is no index").get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise CheckpointError(f"{shown(path)}: weight_map must map tensors to file names")

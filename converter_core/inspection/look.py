@@ -117,8 +117,7 @@ def _describe(
     elif adapter is None and found is None:
         notes += clues.of_unrecognised(tensors, adapters)
     if found is None:
-        own = tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign})
-        notes += clues.of_dtypes(own, checkpoint.location)
+        notes += clues.of_dtypes(tensors.without(foreign), checkpoint.location)
     held = Counter(map(checkpoint.file_of, tensors))
     name = adapter.name if adapter else None
     where = str(checkpoint.location)

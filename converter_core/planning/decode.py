@@ -19,7 +19,8 @@ from ..api.tensors import dtype_of, raw, typed
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..errors import PluginError, Refused
 from .encoding import Encoding
-from .shape_inference import ShapeInference, SourceSpec, common_row_block
+from .output_schema import SourceSpec, common_row_block
+from .shape_inference import ShapeInference
 
 if TYPE_CHECKING:
     from torch import Tensor

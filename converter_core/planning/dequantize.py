@@ -18,7 +18,7 @@ from ..errors import CheckpointError, ConverterError, PluginError, Refused, show
 from ..plugins.attribution import describe
 from ..plugins.registry import Registry
 from .decode import Read, Slicer, Slices, decode, read_slab
-from .shape_inference import LARGEST_ZEROS
+from .dry_run import LARGEST_ZEROS
 from .transcode import Quantized, reader_of, unpacked
 
 if TYPE_CHECKING:

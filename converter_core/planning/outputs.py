@@ -4,148 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..api.containers import Container
-from ..api.contexts import ModelFacts, SourceTensors
 from ..api.formats import UNQUANTIZED
 from ..api.hookspecs import DISTRIBUTION
-from ..api.layouts import LayoutWriter
-from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.tensors import spec_of
-from ..api.values import FLOATING, Extras, FileLayout, OutputTensor, Parts, PlannedWeight, TensorSpec, WeightInfo
+from ..api.values import Extras, FileLayout, OutputTensor, PlannedWeight, TensorSpec, WeightInfo
 from ..checkpoint.checkpoint import SourceFile
 from ..checkpoint.files import weight_suffixes
 from ..errors import CheckpointError, PlanError, PluginError, Refused
 from ..output import fingerprint, side_files
 from ..output import state as output_folder
 from ..output.manifest import manifest_name
-from ..plugins.registry import Registry, options_of
-from ..recipe.load import Recipe, make_plugin
 from . import file_layout, notes, provenance, validate
-from .assignment import Assignment, Assignments, assign, quantizer_of
 from .dequantize import DEQUANTIZED
-from .fallbacks import with_fallbacks
-from .jobs import Job, JobBuilder, source_spec
-from .loras import NO_LORAS, Loras
+from .drafts import Draft, SourcePlan
 from .passthrough import Passthrough
-from .plain_dtypes import with_decoded, with_plain_dtypes
 from .plan import OutputPlan, groups_of
-from .shape_inference import ShapeInference
-from .stores import Stores
-from .transcode import Quantized
-
-_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "keep": None}
-
-
-@dataclass(frozen=True)
-class SourcePlan:
-    """What all outputs of a plan share: the source, as its model adapter sees it.
-
-    tensors: with quantized weights in their own shapes. infos: every weight. quantized: weights that are quantized
-    already, if there are any. device: the name of the one it is computed on. loras: what is merged into them.
-    """
-
-    registry: Registry
-    adapter: ModelAdapter
-    model: ModelFacts
-    stores: Stores
-    tensors: SourceTensors
-    infos: Sequence[WeightInfo]
-    quantized: Quantized | None
-    inference: ShapeInference
-    device: str
-    loras: Loras = NO_LORAS
-
-
-@dataclass
-class Draft:
-    """An output before its files are laid out. problems: all that speaks against it so far."""
-
-    number: int
-    recipe: Recipe
-    target: Target
-    container: Container
-    layout: LayoutWriter
-    name: str
-    assignments: Assignments
-    weights: tuple[PlannedWeight, ...] = ()
-    jobs: tuple[Job, ...] = ()
-    markers: Parts = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def target_of(recipe: Recipe, registry: Registry) -> Target:
-    cls = registry.targets[recipe.target.format or registry.targets.default()]
-    return make_plugin(cls, recipe.target.options)
-
-
-def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Draft:
-    """Assign quantizers and build jobs. What is refused stands in ``problems``."""
-    registry, section = source.registry, recipe.quantization
-    main = quantizer_of(registry, section.method, section.options, target)
-    passthrough = Passthrough(_passthrough_dtype(recipe, main))
-    key_format = target.key_format_for(source.adapter.key_formats)
-    renamed = {info.name: source.adapter.rename(info.name, key_format) for info in source.infos}
-    clashes = list(validate.names(source.infos, renamed, source.adapter.name))
-    if clashes:
-        raise PluginError(*clashes)
-
-    def spec_of(info: WeightInfo) -> TensorSpec:
-        return source_spec(info, source.stores, source.adapter)
-
-    told: list[str] = []
-    if source.quantized is not None:
-        unassigned = tuple(Assignment(info, passthrough, Passthrough.name) for info in source.infos)
-        found = Assignments(unassigned, (), ())
-    else:
-        asked = assign(recipe, registry, source.adapter, source.infos, target, passthrough, main)
-        found, told = with_fallbacks(asked, spec_of)
-    found = with_decoded(found, source.stores.base.decoded)
-    found = with_plain_dtypes(found, target, source.model, renamed.__getitem__, spec_of)
-    name = recipe.output.name or target.file_name or source.adapter.output_name(section.method)
-    container = file_layout.container_of(target, registry)
-    layout = _layout(recipe, registry)
-    made = Draft(number, recipe, target, container, layout, name, found, problems=list(found.problems))
-    if target.file_name and name != target.file_name:
-        made.problems.append(
-            f"{recipe.where('output.name')}: target {target.name} looks for {target.file_name} and not for {name}; "
-            "leave output.name out"
-        )
-    made.notes += told
-    refused = list(_transcode_problems(recipe, target, source, made.notes))
-    made.problems += refused
-    made.problems += _quantized_without_scales(found.all, source)
-    if refused:
-        return made
-    made.notes += notes.unmatched_names(found.all)
-    builder = JobBuilder(
-        number,
-        source.adapter,
-        source.model,
-        target,
-        source.stores,
-        source.inference,
-        passthrough,
-        source.loras.terms,
-        registry.targets[source.quantized.target]() if source.quantized else None,
-    )
-    before = source.quantized
-    stored = {} if before is None else {info.name: before.of(info) for info in source.infos}
-    quantized = {name: one for name, one in stored.items() if one is not None}
-    made.weights, made.jobs = builder.build(found.all, quantized)
-    made.markers = builder.markers
-    made.notes += notes.without_bias(builder.without_bias)
-    made.problems += builder.problems(dict(registry.targets.items()))
-    if not made.problems:
-        made.problems += target.refuse(source.model, made.weights)
-    return made
 
 
 def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
@@ -212,53 +91,6 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     if faults := list(validate.validate(plan, made.jobs)):
         raise PluginError(*faults)
     return plan, [*problems, *state.problems]
-
-
-def _passthrough_dtype(recipe: Recipe, main: Quantizer | None) -> str | None:
-    asked: str | None = recipe.target.dtype or (main.passthrough_dtype if main is not None else None)
-    return _DTYPES[asked] if asked else None
-
-
-def _layout(recipe: Recipe, registry: Registry) -> LayoutWriter:
-    section = recipe.target
-    cls = registry.layouts[section.layout or registry.layouts.default()]
-    if section.chunk_size is None:
-        return cls()
-    if "chunk_size" not in {option.name for option in options_of(cls)}:
-        raise PlanError(f"{recipe.where('target.chunk_size')}: layout {cls.name} has no chunk size")
-    return make_plugin(cls, {"chunk_size": section.chunk_size})
-
-
-def _transcode_problems(recipe: Recipe, target: Target, source: SourcePlan, said: list[str]) -> Iterable[str]:
-    section, quantized = recipe.quantization, source.quantized
-    if quantized is None:
-        return
-    if section.method == Passthrough.name and not section.rules:
-        how = "only the layout changes" if quantized.target == target.name else f"{target.name} gets the same codes"
-        said.append(f"the source is quantized already ({quantized}); {how}, and nothing is rounded anew")
-        return
-    yield (
-        f"{source.stores.base.location}: is quantized already ({quantized}); give the original checkpoint, or use "
-        "method: none, which keeps codes and scales, to change the layout or the target only, or write "
-        "source.dequantize: true, which decodes it first; what it has lost does not come back"
-    )
-
-
-def _quantized_without_scales(assignments: Iterable[Assignment], source: SourcePlan) -> Iterable[str]:
-    """Linear weights in a dtype that only makes sense with scales that no target finds here."""
-    found = [
-        ref.key
-        for assignment in assignments
-        if assignment.quantizer.name != Passthrough.name
-        for ref in assignment.info.refs
-        if ref.key in source.tensors and source.tensors[ref.key].dtype not in FLOATING
-    ]
-    if found:
-        dtype = source.tensors[found[0]].dtype
-        yield (
-            f"{source.stores.base.location}: {len(found)} weights are {dtype} already, e.g. {found[0]}, in no format "
-            "that is known here; give the original checkpoint"
-        )
 
 
 def _added(key: str, spec: TensorSpec) -> PlannedWeight:

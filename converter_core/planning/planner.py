@@ -26,11 +26,13 @@ from ..recipe.load import Recipe, load_recipe, make_plugin
 from ..sizes import format_bytes
 from ..storage.location import Location
 from ..trusted import CONFIG as CONFIG_BYTES
-from . import notes, outputs, resources, transcode, validate
+from . import notes, resources, transcode, validate
 from .dequantize import Dequantized
+from .drafts import SourcePlan, target_of
+from .drafts import draft as draft_of
 from .jobs import merged
 from .loras import plan_loras
-from .outputs import SourcePlan
+from .outputs import finish
 from .plan import OutputPlan, Plan
 from .prequantized import plain_casts, unread_scales
 from .resources import Resources
@@ -83,7 +85,7 @@ def _plan(
 ) -> Plan:
     """skipped: what is to be said of plugins that fail when they are asked whether they know this."""
     recipes = recipe.exports
-    targets = [outputs.target_of(one, registry) for one in recipes]
+    targets = [target_of(one, registry) for one in recipes]
     tensors = source_tensors(stores.base)
     quantized = transcode.recognise(tensors, registry, targets[0], skipped)
     if quantized is not None:
@@ -109,10 +111,9 @@ def _plan(
     told: list[str] = []
     problems = [*adapter.problems(tensors)]
     if quantized is None:
-        foreign = set(adapter.foreign(tensors))
-        own_tensors = tensors.with_tensors({key: tensors[key] for key in tensors if key not in foreign})
-        problems += unread_scales(own_tensors, stores.base.location)
-        told += plain_casts(own_tensors)
+        models = tensors.without(set(adapter.foreign(tensors)))
+        problems += unread_scales(models, stores.base.location)
+        told += plain_casts(models)
     infos = inventory(adapter, tensors)
     problems += validate.coverage(infos, stores.base.tensors, adapter.name)
     loras = plan_loras(recipe, adapter, infos, stores, quantized, registry)
@@ -123,14 +124,14 @@ def _plan(
         files = (Path(file.path) for file in stores.base.files)
         if stores.base.location.path is not None:
             problems += output_folder.check_apart(Path(one.output.path), stores.base.location.path, files)
-    drafts = [outputs.draft(number, *pair, source) for number, pair in enumerate(zip(recipes, targets, strict=True))]
+    drafts = [draft_of(number, *pair, source) for number, pair in enumerate(zip(recipes, targets, strict=True))]
     problems += dict.fromkeys(problem for draft in drafts for problem in draft.problems)
     if problems:
         raise PlanError(*problems)
 
     planned: list[OutputPlan] = []
     for draft in drafts:
-        output, against = outputs.finish(draft, source)
+        output, against = finish(draft, source)
         planned.append(output)
         problems += against
     problems += validate.outputs_apart(planned)

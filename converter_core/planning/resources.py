@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ..api.devices import DeviceBackend
 from ..errors import RecipeError
 from ..plugins.registry import Registry
-from ..recipe.check import cores
 from ..recipe.load import Recipe
+from ..system import cores
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .jobs import BoundTensor, Export, Job
-from .shape_inference import common_row_block
+from .output_schema import common_row_block
 
 if TYPE_CHECKING:
     from torch import Tensor

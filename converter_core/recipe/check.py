@@ -10,6 +10,7 @@ from ..api.quantizers import Quantizer
 from ..errors import PluginError, nearest, unknown
 from ..plugins.registry import Catalogue, Registry, options_of
 from ..storage.location import scheme_of
+from ..system import cores
 from .options import followed, try_plugin
 from .schema import Problem, fit, join, show
 from .values import Recipe
@@ -49,11 +50,6 @@ def _same_folder(exports: Sequence[Recipe]) -> Iterable[Problem]:
         first = folders.setdefault(os.path.realpath(export.output.path), key)
         if first != key:
             yield Problem(key, f"is the folder of {first} too; give each output a folder of its own")
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Check:

@@ -10,7 +10,7 @@ import torch
 from ..api.quantizers import Quantizer
 from ..api.tensors import spec_of
 from ..api.values import TensorRef, TensorSpec, WeightInfo
-from ..planning.shape_inference import OutputSchema
+from ..planning.output_schema import OutputSchema
 from .samples import (
     CASES,
     SOURCE_DTYPES,

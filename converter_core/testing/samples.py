@@ -19,7 +19,8 @@ from ..api.targets import Target
 from ..api.tensors import in_words, same, spec_of, torch_dtype
 from ..api.values import TensorRef, TensorSpec, WeightInfo
 from ..planning.encoding import Encoding
-from ..planning.shape_inference import OutputSchema, ShapeInference, SourceSpec
+from ..planning.output_schema import OutputSchema, SourceSpec
+from ..planning.shape_inference import ShapeInference
 
 if TYPE_CHECKING:
     from torch import Tensor

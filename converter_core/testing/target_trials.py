@@ -10,8 +10,8 @@ from ..api.contexts import WeightContext
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.values import OutputTensor, PlannedWeight, TensorRef, TensorSpec, WeightInfo
+from ..planning.output_schema import OutputSchema
 from ..planning.passthrough import Passthrough
-from ..planning.shape_inference import OutputSchema
 from .samples import OneThread, context_of, given, sample_weight, schema_of
 
 if TYPE_CHECKING:

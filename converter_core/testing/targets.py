@@ -15,7 +15,7 @@ from ..api.targets import Target
 from ..api.tensors import same, spec_of
 from ..api.values import TensorSpec
 from ..errors import Refused
-from ..planning.shape_inference import common_row_block
+from ..planning.output_schema import common_row_block
 from ..plugins.registry import load_plugins
 from .options import check_class
 from .samples import copies, difference, finite, given, sample_weight, slabs

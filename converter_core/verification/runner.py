@@ -17,7 +17,7 @@ from ..planning.encoding import BIAS
 from ..planning.jobs import bias_name
 from ..planning.resources import DEFAULT_MEMORY, MOST_WORKERS
 from ..plugins.attribution import describe
-from ..recipe.check import cores
+from ..system import cores
 from .files import Reading
 from .held_out import HeldOut
 from .measure import Measure, Wrong

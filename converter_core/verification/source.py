@@ -18,8 +18,9 @@ from ..planning.decode import Read
 from ..planning.encoding import Encoding
 from ..planning.jobs import bind, joined_spec
 from ..planning.loras import NO_LORAS, Loras
+from ..planning.output_schema import common_row_block
 from ..planning.passthrough import Passthrough
-from ..planning.shape_inference import ShapeInference, common_row_block
+from ..planning.shape_inference import ShapeInference
 from ..planning.stores import Stores
 from ..planning.transcode import Quantized
 

@@ -21,7 +21,7 @@ import atheris
 with atheris.instrument_imports(include=["converter_core", "json", "yaml"]):
     import yaml  # noqa: F401 (instrumented)
 
-    from converter_core.containers.index import read_index
+    from converter_core.containers.index import parse_index
     from converter_core.errors import ConverterError
     from converter_core.plugins.registry import load_plugins
     from converter_core.recipe.load import load_recipe
@@ -63,7 +63,7 @@ def header_text(data: bytes) -> None:
 def index(data: bytes) -> None:
     path = SCRATCH / "fuzzed.safetensors.index.json"
     path.write_bytes(data)
-    where = read_index(path)
+    where = parse_index(path.read_bytes(), path)
     assert where
     for key, name in where.items():
         key.encode()

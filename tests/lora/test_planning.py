@@ -12,7 +12,7 @@ from torch import Tensor
 import converter_core
 from converter_core import ConverterError, PlanError
 from converter_core.lora.keys import parse
-from converter_core.planning.loras import numbered
+from converter_core.planning.lora_file import numbered
 
 from .conftest import random
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -26,76 +26,17 @@ from converter_core.api import (
 )
 
 from . import _lightx2v_config
+from ._comfyui_files import MARKER
 from ._lightx2v_flags import REPLACED_FLAGS, RUNS_ON
+from ._lightx2v_formats import FORMATS, Storage, fitting_formats, key_of, keys_of, storage_of, with_scales
 from ._row_formats import WRITTEN_FOR
-from ._swizzle import ROWS, swizzle, tiled_shape, unswizzle
+from ._swizzle import ROWS, swizzle, unswizzle
 from .plain import FORMATS_KEY
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from converter_core.api import Parts
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """How a format stands on disk.
-
-    weight, scale: header dtypes of the codes and of the scales. block: bytes of codes that share a scale; 0: one per
-        row. canonical: header dtype of the codes before they are stored, if it is another; as many bytes.
-    scalars, optional: roles of single float32 numbers that must, or may, be there.
-    """
-
-    weight: str
-    scale: tuple[str, ...] = ("F32", "BF16", "F16")
-    block: int = 0
-    canonical: str = ""
-    scalars: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-
-    def scales(self, weight: TensorSpec) -> tuple[int, int]:
-        """Rows and columns of the scales, before they are swizzled."""
-        rows, columns = weight.shape
-        return rows, -(-columns // self.block) if self.block else 1
-
-    def stored_scales(self, weight: TensorSpec) -> tuple[int, int]:
-        shape = self.scales(weight)
-        return tiled_shape(*shape) if self.block else shape
-
-
-_NIBBLES = "low_nibble_first"
-_E8M0 = ("F8_E8M0",)
-
-FORMATS: Mapping[QuantFormat, _Storage] = {
-    QuantFormat("int8", "int8", 8, "row", scale_dtype="F32"): _Storage("I8"),
-    QuantFormat("fp8", "e4m3", 8, "row", scale_dtype="F32"): _Storage("F8_E4M3"),
-    QuantFormat("mxfp4", "e2m1", 4, "group", 32, "F8_E8M0", packing=_NIBBLES): _Storage("U8", _E8M0, block=16),
-    QuantFormat("mxfp6", "e3m2", 6, "group", 32, "F8_E8M0", packing="four_in_three_bytes"): _Storage(
-        "U8", _E8M0, block=24
-    ),
-    QuantFormat("mxfp8", "e4m3", 8, "group", 32, "F8_E8M0"): _Storage("U8", _E8M0, block=32, canonical="F8_E4M3"),
-    QuantFormat("nvfp4", "e2m1", 4, "group", 16, "F8_E4M3", packing=_NIBBLES): _Storage(
-        "U8", ("F8_E4M3",), block=8, scalars=("global_scale",), optional=("input_absmax",)
-    ),
-}
-"""Format -> storage. Every other linear weight, and everything that is not one, is copied or cast."""
-
-
-def storage_of(format: QuantFormat) -> _Storage | None:
-    """None for what LightX2V does not read. Scales of rows may be of any float dtype; float32 ones are cast to bf16 at
-    load, so those that need all of their bits are not read. One scale of the whole weight is written for every row.
-    """
-    if format.granularity in ("row", "tensor"):
-        format = replace(format, granularity="row", scale_dtype="F32")
-    return FORMATS.get(format)
-
-
-MARKER = ".comfy_quant"
-"""Ends the keys of tensors that name formats in files of ComfyUI, whose int8 weights are called as here."""
-
-# These belong to the layer, not to its weight: X.alpha beside X.weight. The last two replace global_scale in files
-# that LightX2V's add_scale_to_models.py has been over; they are read, never written.
-LAYER_ROLES = ("input_absmax", "alpha", "input_global_scale")
 
 
 class LightX2V(Target):
@@ -109,7 +50,7 @@ class LightX2V(Target):
     lora_forms: ClassVar[Collection[str]] = ("lora", "diff")
 
     def key(self, context: WeightContext, role: str, /) -> str:
-        return _key(context.name, role)
+        return key_of(context.name, role)
 
     def encode(self, context: WeightContext, parts: Parts, /) -> Parts:
         """Block scales are swizzled (``_swizzle``), one scale of the whole weight is repeated for every row."""
@@ -224,16 +165,16 @@ class LightX2V(Target):
     def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
         """By dtypes and shapes, for LightX2V writes no metadata; the files of other targets say whose they are."""
         told = tensors.metadata.keys() & {FORMATS_KEY, WRITTEN_FOR} or "quantization_config" in tensors.config
-        if told or any(key.endswith(MARKER) for key in tensors):
+        if told or any(key.endswith(f".{MARKER}") for key in tensors):
             return {}
-        fitting = {name: fits for name in tensors if (fits := _fitting(tensors, name))}
+        fitting = {name: fits for name in tensors if (fits := fitting_formats(tensors, name))}
         # small weights of two formats can look alike, as scales are padded: a file has one for all, and unpadded ones
         # are likelier
         often = Counter(format for fits in fitting.values() for format in fits)
         found: dict[str, Stored] = {}
         for name, fits in fitting.items():
             format = max(fits, key=lambda one: (often[one], fits[one]))
-            found[name] = Stored(_with_scales(format, tensors[_key(name, "scale")].dtype), _keys(tensors, name))
+            found[name] = Stored(with_scales(format, tensors[key_of(name, "scale")].dtype), keys_of(tensors, name))
         return found
 
     def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
@@ -255,7 +196,7 @@ class LightX2V(Target):
         if missing := sorted(needed - roles):
             raise Refused(f"{format} needs {', '.join(missing)} to be read by LightX2V")
 
-    def _check_specs(self, context: WeightContext, storage: _Storage, specs: Mapping[str, TensorSpec]) -> None:
+    def _check_specs(self, context: WeightContext, storage: Storage, specs: Mapping[str, TensorSpec]) -> None:
         format, weight, scale = context.format, specs["weight"], specs["scale"]
         codes = storage.canonical or storage.weight
         if weight.dtype != codes or len(weight.shape) != 2:
@@ -271,45 +212,8 @@ class LightX2V(Target):
                 raise Refused(f"LightX2V reads {role} of {format} as one F32 number of shape [], not {specs[role]}")
 
 
-def _keys(tensors: SourceTensors, name: str) -> dict[str, str]:
-    """Role -> key of all that stands beside a weight."""
-    roles = ("weight", "scale", "global_scale", *LAYER_ROLES)
-    return {role: key for role in roles if (key := _key(name, role)) in tensors}
-
-
-def _fitting(tensors: SourceTensors, name: str) -> dict[QuantFormat, bool]:
-    """The formats that a tensor can be the codes of, and whether its scales then stand without padding."""
-    spec, scale = tensors[name], tensors.get(_key(name, "scale"))
-    if scale is None or len(spec.shape) != 2:
-        return {}
-    keys = _keys(tensors, name)
-    found = {}
-    for format, storage in FORMATS.items():
-        known = spec.dtype == storage.weight and scale.dtype in storage.scale
-        whole = set(storage.scalars) <= set(keys) or {"alpha", "input_global_scale"} <= set(keys)
-        fits = known and whole and scale.shape == storage.stored_scales(spec)
-        if fits and not (storage.block and spec.shape[1] % storage.block):
-            found[format] = storage.scales(spec) == scale.shape
-    return found
-
-
-def _with_scales(format: QuantFormat, dtype: str) -> QuantFormat:
-    """The format with row scales of that header dtype."""
-    if format.granularity != "row" or dtype == format.scale_dtype:
-        return format
-    return replace(format, scale_dtype=dtype)
-
-
 def _component(model: ModelFacts) -> str:
     return str(model.facts.get("component", _lightx2v_config.DIT))
-
-
-def _key(name: str, role: str) -> str:
-    if role == "weight":
-        return name
-    if role in LAYER_ROLES:
-        return f"{name.removesuffix('.weight')}.{role}"
-    return f"{name}_{role}"
 
 
 def _examples(names: Sequence[str], most: int = 3) -> str:

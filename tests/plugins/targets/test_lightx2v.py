@@ -11,7 +11,8 @@ from converter_core.api.tensors import spec_of
 from converter_core.api.values import OutputTensor, PlannedWeight, Stored, TensorRef, TensorSpec, WeightInfo
 from converter_core.errors import Refused
 from converter_core.plugins.registry import load_plugins
-from converter_plugins.targets.lightx2v import FORMATS, LightX2V
+from converter_plugins.targets._lightx2v_formats import FORMATS
+from converter_plugins.targets.lightx2v import LightX2V
 
 FORMAT_OF = {"none": UNQUANTIZED, **{format.name: format for format in FORMATS}}
 NAMES = [format.name for format in FORMATS]
