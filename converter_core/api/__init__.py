@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
     from ..trusted import read_file
-    from .calibration import split_tokens, statistics
+    from .calibration import HELD_OUT, split_tokens, statistics
     from .containers import ByteSource, Container, FileContents, HeaderReader, TensorReader
     from .contexts import LoraChange, ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FLOATING",
+    "HELD_OUT",
     "ITEMSIZE",
     "KERNEL_DTYPES",
     "PREFIXES",
@@ -142,7 +143,7 @@ _HOME = {
     ),
     "..sizes": ("parse_bytes",),
     "..trusted": ("read_file",),
-    ".calibration": ("split_tokens", "statistics"),
+    ".calibration": ("HELD_OUT", "split_tokens", "statistics"),
     ".containers": (
         "ByteSource",
         "Container",

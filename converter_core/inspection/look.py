@@ -201,6 +201,8 @@ def _summary(found: Quantized, metadata: Mapping[str, Any], manifest: Mapping[st
 def _of_statistics(tensors: SourceTensors) -> str:
     counts = [key for key in tensors if key.endswith(".count")]
     sampled = [spec.shape[0] for key, spec in tensors.items() if key.endswith(".tokens")]
+    ranks = [spec.shape[0] for key, spec in tensors.items() if key.endswith(".factors")]
     tokens = f"up to {max(sampled)} tokens of each" if sampled else "no tokens"
+    tokens += f" and factors of rank {max(ranks)}" if ranks else ""
     shared = len(inputs_of(tensors))
     return f"activation statistics of {len(counts)} inputs, which {shared} more layers share; {tokens}"

@@ -128,7 +128,6 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     made.problems += _quantized_without_scales(found.all, source)
     if refused:
         return made
-    made.notes += notes.unmatched_names(found.all)
     builder = JobBuilder(
         number,
         source.adapter,
@@ -146,6 +145,7 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     quantized = {name: one for name, one in stored.items() if one is not None}
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
+    made.notes += notes.of_quantizers(made.jobs)
     made.notes += notes.without_bias(builder.without_bias)
     made.problems += builder.problems(dict(registry.targets.items()))
     if not made.problems:

@@ -10,6 +10,7 @@ Cells: the change against the same scheme's ``mse``, median [best, worst] over t
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import sysconfig
 import time
@@ -21,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from converter_core.api.calibration import HELD_OUT
 from converter_core.calibration.collect import Collector, linear_layers
+from converter_core.calibration.statistics import Calibration, Kept
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
@@ -35,6 +38,8 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "gptq": {"scale_rule": "mse", "rounding": "gptq"},
     "gptq + bias": {"scale_rule": "mse", "rounding": "gptq", "bias_correction": True},
 }
+RANKS = (16, 64)
+"""Of factors that gptq has in the place of tokens."""
 CONTEXT = 128
 
 
@@ -98,8 +103,8 @@ def trained(text: Tensor, steps: int, draw: torch.Generator) -> Bytes:
     return model.eval()
 
 
-def gathered(model: Bytes, text: Tensor, runs: int, tokens: int, draw: torch.Generator) -> Collector:
-    collector = Collector(model, {name: name for name in linear_layers(model) if name != "head"}, tokens)
+def gathered(model: Bytes, text: Tensor, runs: int, kept: Kept, draw: torch.Generator) -> Collector:
+    collector = Collector(model, {name: name for name in linear_layers(model) if name != "head"}, kept)
     with torch.no_grad(), collector:
         for _ in range(runs):
             model(batch(text, 16, draw)[:, :-1])
@@ -114,8 +119,18 @@ def output_error(layer: nn.Linear, parts: Mapping[str, Tensor], restored: Tensor
     return float(difference.square().sum())
 
 
-def errors_of(layer: nn.Linear, given: Mapping[str, Tensor], inputs: Tensor) -> Iterator[tuple[str, str, float]]:
-    """(scheme, way, error against the scheme's mse)"""
+def statistics_of(found: Calibration, name: str) -> dict[str, Tensor]:
+    given = found.inputs[found.layers.get(name, name)]
+    made = {"mean": (given.total / given.count).float(), "mean_square": (given.squares / given.count).float()}
+    if len(given.factors):
+        made["factors"] = given.factors / math.sqrt(given.count * (1 - 1 / HELD_OUT))
+    return {**made, "tokens": given.tokens}
+
+
+def errors_of(
+    layer: nn.Linear, given: Mapping[str, Tensor], low_rank: Mapping[str, Mapping[str, Tensor]], inputs: Tensor
+) -> Iterator[tuple[str, str, float]]:
+    """(scheme, way, error against the scheme's mse). low_rank: way -> statistics."""
     weight = layer.weight.detach().bfloat16()
     for scheme in SCHEMES:
         plain: Any = scheme(scale_rule="mse")
@@ -127,6 +142,10 @@ def errors_of(layer: nn.Linear, given: Mapping[str, Tensor], inputs: Tensor) -> 
             wanted = {name: given[name] for name, _ in quantizer._wanted()}
             bias = {"bias": layer.bias.detach()} if quantizer.wants_bias else {}
             parts = quantizer.quantize(weight, **observed, **quantizer.prepare(wanted), **bias)
+            yield scheme.name, way, output_error(layer, parts, quantizer.dequantize(parts), inputs) / base - 1
+        for way, made in low_rank.items():
+            quantizer = scheme(**WAYS["gptq"])
+            parts = quantizer.quantize(weight, **observed, **quantizer.prepare(made))
             yield scheme.name, way, output_error(layer, parts, quantizer.dequantize(parts), inputs) / base - 1
 
 
@@ -145,26 +164,25 @@ def main() -> None:
     for_training = text.split(len(text) * 8 // 10)
     for_calibration, held_out = for_training[1].chunk(2)
     model = trained(for_training[0], chosen.steps, draw)
-    known = gathered(model, for_calibration, 8, chosen.tokens, draw).finished()
-    others = gathered(model, held_out, 4, 4096, draw).finished()
+    known = gathered(model, for_calibration, 8, Kept(chosen.tokens), draw).finished()
+    low_rank = {
+        f"gptq, rank {rank}": gathered(model, for_calibration, 8, Kept(rank=rank), draw).finished() for rank in RANKS
+    }
+    others = gathered(model, held_out, 4, Kept(4096), draw).finished()
     found: dict[tuple[str, str], list[float]] = {}
     layers = [name for name in linear_layers(model) if name != "head"]
     with torch.no_grad():
         for name in layers:
-            given = known.inputs[known.layers.get(name, name)]
-            statistics = {
-                "mean": (given.total / given.count).float(),
-                "mean_square": (given.squares / given.count).float(),
-                "tokens": given.tokens,
-            }
             inputs = others.inputs[others.layers.get(name, name)].tokens.float()
-            for scheme, way, change in errors_of(model.get_submodule(name), statistics, inputs):
+            made = {way: statistics_of(found, name) for way, found in low_rank.items()}
+            known_of_layer = statistics_of(known, name)
+            for scheme, way, change in errors_of(model.get_submodule(name), known_of_layer, made, inputs):
                 found.setdefault((scheme, way), []).append(change)
             print(".", end="", file=sys.stderr, flush=True)
     print(f"\n{len(layers)} layers, {time.monotonic() - started:.0f} s", file=sys.stderr)
     print("| | " + " | ".join(scheme.name for scheme in SCHEMES) + " |")
     print("|---|" + "---|" * len(SCHEMES))
-    for way in WAYS:
+    for way in (*WAYS, *low_rank):
         print(f"| {way} | " + " | ".join(cell(found[scheme.name, way]) for scheme in SCHEMES) + " |")
 
 

@@ -28,6 +28,8 @@ DAMPINGS = (0.03, 0.1, 0.3, 1.0)
 """Of the mean of H's diagonal, added to it; the one whose expected error on the held-out tokens is the least."""
 
 LEAST_TOKENS = 64
+LEAST_HELD_OUT = 128
+"""Tokens beside factors, all of which are held out."""
 
 GROUP = 128
 RUN = 128
@@ -43,20 +45,28 @@ Units = Callable[[Tensor, Tensor], Tensor]
 """(columns of a block about to be rounded [rows, width], how much each counts [width]) -> its unit [rows, 1]."""
 
 
-def prepared(tokens: Tensor, by_activity: bool) -> Parts:
-    """What all weights that multiply these tokens share. Empty if they are all zero.
+def prepared(inputs: Parts, by_activity: bool) -> Parts:
+    """What all weights that share an input have in common. Empty if it is all zero.
 
+    inputs: the input's ``tokens`` [T, K]; H comes from them, or from its ``factors`` [R, K] and ``mean_square`` [K].
     order: int64 [K], the columns as they are held. factor: float32 [K, K], L with each column over its diagonal.
     gains: float32 [K], the squares of that diagonal. held: float32 [K, tokens], held-out tokens.
     """
-    seen, held = (part.float() for part in split_tokens(tokens))
-    columns = tokens.shape[1]
-    if by_activity:
-        order = seen.square().mean(0).argsort(stable=True)
+    factors = inputs.get("factors")
+    seen, held = (part.float() for part in split_tokens(inputs["tokens"], has_factors=factors is not None))
+    if factors is None:
+        rows = seen / len(seen) ** 0.5
+        diagonal = rows.square().sum(0)
     else:
-        order = torch.arange(columns - 1, -1, -1, device=tokens.device)
-    seen, held = seen[:, order], held[:, order].t().contiguous()
-    hessian = seen.t() @ seen / len(seen)
+        rows = factors.float()
+        diagonal = torch.maximum(inputs["mean_square"].float(), rows.square().sum(0))
+    if by_activity:
+        order = diagonal.argsort(stable=True)
+    else:
+        order = torch.arange(len(diagonal) - 1, -1, -1, device=diagonal.device)
+    rows, held = rows[:, order], held[:, order].t().contiguous()
+    hessian = rows.t() @ rows
+    hessian.diagonal().copy_(diagonal[order])
     lower = _damped(hessian, held)
     if lower is None:
         return {}

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class LightX2V(Target):
-    """What LightX2V's Wan runtime loads: int8, fp8, mxfp4 or nvfp4 for all linear weights of the blocks."""
+    """What LightX2V's Wan runtime loads: one scheme of ``FORMATS`` for all linear weights of the blocks."""
 
     name = "lightx2v"
     default = True
