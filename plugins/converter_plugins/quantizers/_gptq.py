@@ -31,7 +31,7 @@ LEAST_TOKENS = 64
 LEAST_HELD_OUT = 128
 """Tokens beside factors, all of which are held out."""
 
-COLUMNS_TRIED = 64
+COLUMNS_TRIED = 1024
 """At least so many columns are looked at to choose the damping."""
 
 GROUP = 128
