@@ -4,7 +4,7 @@
 
 Cells: the change against our ``mse``, median [best, worst] over the layers. ``imatrix`` is its scale search weighted
 by ``E[x^2]``, to compare with ``weighted``; ``GPTQ`` is its modifier's function, with activation order where the scheme
-has one scale per row, damping 0.01 (its default) and 0.1, on the tokens that ours has (ours holds a quarter of them out).
+has one scale per row, damping 0.01 (its default) and 0.1, on the same tokens (of which ours holds out a quarter).
 """
 
 from __future__ import annotations
