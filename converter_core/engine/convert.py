@@ -17,10 +17,9 @@ from ..api.devices import DeviceStream
 from ..errors import ConversionError, ConverterError, PlanError, shown
 from ..folder import Folder, make_folder
 from ..output.manifest import manifest_name
-from ..output.state import OutputState, output_state
 from ..planning.components import make_plans
 from ..planning.jobs import Export, Job
-from ..planning.plan import OutputPlan, Plan
+from ..planning.plan import Plan
 from ..planning.slab_size import Cut, cut
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe
@@ -29,6 +28,7 @@ from .output_run import OutputRun
 from .prepared import Prepared, grouped
 from .result import OutputResult, Result, joined
 from .slabs import Worker
+from .source_check import compare_sources
 from .worker_pool import Progress, WorkerPool
 
 
@@ -68,9 +68,11 @@ def _convert(plan: Plan, resume: bool, progress: Callable[[Progress], None] | No
         runs = []
         for output in plan.outputs:
             folder = stack.enter_context(_locked(output.path))
-            runs.append(OutputRun(replace(output, state=_state(output)), folder, resume))
+            runs.append(OutputRun(replace(output, state=output.current_state()), folder, resume))
             stack.callback(runs[-1].close)
-            runs[-1].compare()
+        compare_sources(plan, runs, progress)
+        for run in runs:
+            run.compare()
         unfinished = {run.plan.number: run for run in runs if not run.is_done}
         resumed: Mapping[int, Mapping[str, int]] = {}
         if unfinished:
@@ -80,15 +82,6 @@ def _convert(plan: Plan, resume: bool, progress: Callable[[Progress], None] | No
             if run.is_done:
                 run.tidy()
         return _result(plan, started, runs, resumed)
-
-
-def _state(output: OutputPlan) -> OutputState:
-    """Of the output folder, now that the lock is ours: what was planned with may have changed."""
-    overwrite = output.recipe.output.overwrite
-    found = output_state(output.path, output.name, output.file_layouts, output.published, output.fingerprint, overwrite)
-    if found.problems:
-        raise PlanError(*found.problems)
-    return found
 
 
 @contextmanager
@@ -196,9 +189,9 @@ class _Run:
             def write(output: int, key: str, at: int, data: memoryview) -> None:
                 files[output].write(key, at, data)
 
-            worker.run(job, exports, how, write)
+            sums = worker.run(job, exports, how, write)
         for export in exports:
-            self.runs[export.output].done(job, export, files[export.output].crc32)
+            self.runs[export.output].done(job, export, files[export.output].crc32, sums.of(export))
 
 
 @contextmanager

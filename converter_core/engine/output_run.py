@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from ..api.tensors import raw
+from ..containers.index import some
 from ..errors import PlanError, shown
 from ..folder import Folder
-from ..output.finished import wrong_at_sight
+from ..output.finished import Finished, wrong_at_sight
 from ..output.journal import Begun, Journal
 from ..output.manifest import manifest_name
 from ..output.staging import StagedFile, Staging, checksum
@@ -23,8 +25,9 @@ from .publish import publish
 class OutputRun:
     """``crc32``: of every tensor that is done, by key. Any number of threads may check and finish jobs.
 
-    standing: files that are right under their final names; they are kept. changed: files of the finished output that
-    turned out to be others than were published, by their checksums.
+    suspects: weights whose sources are to be read again; found: the checksums of what was read then. standing: files
+    that are right under their final names; they are kept. changed: files of the finished output that turned out to be
+    others than were published, by their checksums.
     """
 
     def __init__(self, plan: OutputPlan, folder: Folder, resume: bool) -> None:
@@ -34,15 +37,27 @@ class OutputRun:
         self.crc32: dict[str, int] = {}
         self.staging = Staging(folder, plan.name, plan.file_layouts)
         unfinished = look_for_unfinished(folder, plan.name)
-        same = unfinished.begun is not None and unfinished.begun.fingerprint == plan.fingerprint.value
         resumes = unfinished.begun is not None and unfinished.begun.resumes(plan.fingerprint)
         self.begun = unfinished.begun if resume and resumes else None
-        self._publishes = unfinished.publishes if same else frozenset()
+        self._publishes = unfinished.publishes if resumes else frozenset()
         self._staged = unfinished.files
-        self._claims = self._claimed()
+        self._moved = self.begun is not None and bool(plan.fingerprint.moved(self.begun.identity))
+        self.suspects = self._suspects()
+        self.found: dict[str, str] = {}
+        self.sources: dict[str, str] = {}
+        self.stale: frozenset[str] = frozenset()
         self.changed: tuple[str, ...] = ()
         self.standing: frozenset[str] = frozenset()
+        self._claims: dict[str, int] = {}
         self._lock = threading.Lock()
+
+    def _suspects(self) -> frozenset[str]:
+        finished, suspects = self.plan.state.finished, set[str]()
+        if finished is not None and finished.moved:
+            suspects |= finished.sources.keys()
+        if self._moved and self.begun is not None:
+            suspects |= self.begun.done.keys()
+        return frozenset(suspects)
 
     @property
     def is_done(self) -> bool:
@@ -52,7 +67,9 @@ class OutputRun:
     @property
     def warnings(self) -> tuple[str, ...]:
         path = shown(self.folder.path)
-        return tuple(f"{path}: {shown(name)} was changed since the conversion; made again" for name in self.changed)
+        changed = (f"{path}: {shown(name)} was changed since the conversion; made again" for name in self.changed)
+        stale = some(sorted(self.stale), 10)
+        return (*changed, *([f"{path}: the source of {stale} is another than it was; made again"] if stale else []))
 
     def _claimed(self) -> dict[str, int]:
         """The checksums of tensors under final names, by the manifest or else by the journal."""
@@ -69,7 +86,12 @@ class OutputRun:
             yield key, raw(held)
 
     def compare(self) -> None:
-        """Read what stands under final names already and may not be what it should; sets ``standing``, ``changed``."""
+        """Read what stands under final names already and may not be what it should; sets ``standing``, ``changed``.
+
+        Before, ``found`` has the checksums for all ``suspects``.
+        """
+        self._compare_sources()
+        self._claims = self._claimed()
         finished = self.plan.state.finished
         if finished is None:
             self.standing = frozenset(self._right(self._published()))
@@ -80,6 +102,46 @@ class OutputRun:
         right = set(self._right(suspects))
         self.changed = tuple(sorted(suspects - right))
         self.standing = frozenset(listed - suspects | right)
+
+    def _compare_sources(self) -> None:
+        """What is finished is of another conversion if its source was another; of what is not, the rest is kept."""
+        finished = self.plan.state.finished
+        if finished is not None and finished.moved and (others := sorted(self._others(finished))):
+            self._replace_another(others)
+        if self._moved and self.begun is not None:
+            done, sources = self.begun.done, self.begun.sources
+            self.stale = frozenset(name for name in done if self.found.get(name) != sources[name])
+            self._check_half_published({key for name in self.stale for key in done[name]})
+            kept = {name: sums for name, sums in done.items() if name not in self.stale}
+            self.begun = replace(self.begun, done=kept) if kept or not done else None
+
+    def _others(self, finished: Finished) -> Iterator[str]:
+        """Weights and added tensors that would come out of other values than they did."""
+        for weight in self.plan.weights:
+            name = weight.info.name
+            if weight.info.sources and finished.sources.get(name, "") != self.found.get(name):
+                yield name
+        for key, data in self._constants():
+            if finished.crc32.get(key) != zlib.crc32(data):
+                yield key
+
+    def _check_half_published(self, stale: Collection[str]) -> None:
+        """What stands under a final name is of another conversion if its source was another."""
+        files = {self.plan.weight_map[key] for key in stale if key in self.plan.weight_map} & self._publishes
+        files = {name for name in files - self._staged if self.folder.status(name) is not None}
+        if files and not self.plan.recipe.output.overwrite:
+            raise PlanError(
+                f"{shown(self.folder.path)}: an interrupted run of another source with the same headers published "
+                f"{some(sorted(files))}; set output.overwrite: true to replace that, or choose another output.path"
+            )
+
+    def _replace_another(self, others: Sequence[str]) -> None:
+        if not self.plan.recipe.output.overwrite:
+            raise PlanError(
+                f"{shown(self.folder.path)}: holds this conversion of another source with the same headers: "
+                f"{some(others)} differ; set output.overwrite: true to replace it, or choose another output.path"
+            )
+        self.plan = replace(self.plan, state=self.plan.current_state(other_source=True))
 
     def _published(self) -> list[str]:
         """Weight files that an interrupted run of this conversion gave their final names."""
@@ -129,6 +191,8 @@ class OutputRun:
             staging.clear()
         else:
             self.journal = Journal(staging.folder)
+            if self._moved:
+                self.journal.compared(plan.fingerprint.identity, self.stale)
         staging.prepare(self.standing)
         for key, data in self._constants():
             if plan.weight_map[key] in self.standing:
@@ -140,12 +204,15 @@ class OutputRun:
 
     def has(self, job: Job, export: Export) -> bool:
         """Whether an earlier run has done this: the bytes are what journal or manifest say. Notes their checksums."""
-        claims = self.begun.done.get(job.info.name, {}) if self.begun else {}
+        name = job.info.name
+        claims = self.begun.done.get(name, {}) if self.begun else {}
+        source = self.begun.sources.get(name, "") if self.begun else ""
         found = {}
         for tensor in export.tensors:
             file, key = self.plan.weight_map[tensor.key], tensor.key
             if file in self.standing:
                 found[key] = self._claims[key]
+                source = self._standing_source(name)
                 continue
             at = self.plan.file_layouts[file].offsets[key]
             if key not in claims or checksum(self.staging.files, file, at, tensor.spec.nbytes) != claims[key]:
@@ -153,19 +220,28 @@ class OutputRun:
             found[key] = claims[key]
         with self._lock:
             self.crc32.update(found)
+            self.sources[name] = source
         return True
+
+    def _standing_source(self, weight: str) -> str:
+        """The checksum of the source of a weight in a file that stays."""
+        finished = self.plan.state.finished
+        sources = finished.sources if finished is not None else self.begun.sources if self.begun else {}
+        return sources.get(weight, "")
 
     def open(self, export: Export) -> StagedFile:
         return self.staging.open(self.plan.weight_map[export.tensors[0].key])
 
-    def done(self, job: Job, export: Export, crc32: Mapping[str, int]) -> None:
+    def done(self, job: Job, export: Export, crc32: Mapping[str, int], source: str) -> None:
+        """source: the checksum of what was read for it."""
         sums = {tensor.key: crc32.get(tensor.key, 0) for tensor in export.tensors}
-        self.journal.done(job.info.name, sums)
+        self.journal.done(job.info.name, sums, source)
         with self._lock:
             self.crc32.update(sums)
+            self.sources[job.info.name] = source
 
     def publish(self, plan: Plan) -> None:
-        publish(plan, self.plan, self.staging, self.journal, self.crc32, self.standing)
+        publish(plan, self.plan, self.staging, self.journal, self.crc32, self.sources, self.standing)
 
     def tidy(self) -> None:
         """Away with what a finished output needs no longer."""

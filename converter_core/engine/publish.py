@@ -21,11 +21,13 @@ def publish(
     staging: Staging,
     journal: Journal,
     crc32: Mapping[str, int],
+    sources: Mapping[str, str],
     standing: frozenset[str],
 ) -> None:
     """Side files, then every file to its final name, the manifest last. crc32: of every tensor, by key.
 
-    standing: files that are right under their final names and stay.
+    sources: checksums of what was read of the source, by weight. standing: files that are right under their final names
+    and stay.
     """
     side = {name: zlib.crc32(content) for name, content in output.side.items()}
     before = output.state.finished.sides if output.state.finished is not None else {}
@@ -36,12 +38,14 @@ def publish(
     for name, path in output.copies.items():
         side[name] = before[name] if name in stay else staging.copy(name, path)
     manifest = manifest_name(output.name)
-    staging.put(manifest, dump(_content(plan, output, crc32, side)))
+    staging.put(manifest, dump(_content(plan, output, crc32, sources, side)))
     names = [*output.file_layouts, *side, manifest]
     publication.publish(staging, journal, names, stay, output.state.replaces)
 
 
-def _content(plan: Plan, output: OutputPlan, crc32: Mapping[str, int], side: Mapping[str, int]) -> dict[str, Any]:
+def _content(
+    plan: Plan, output: OutputPlan, crc32: Mapping[str, int], sources: Mapping[str, str], side: Mapping[str, int]
+) -> dict[str, Any]:
     """What the manifest says: what was asked for, what it was made of, and every file and tensor with its checksum."""
     recipe = output.recipe.as_dict()
     recipe.pop("performance", None)
@@ -56,7 +60,10 @@ def _content(plan: Plan, output: OutputPlan, crc32: Mapping[str, int], side: Map
         "container": output.container.name,
         "layout": output.layout.name,
         "source": {
-            "files": {file.name: [file.size, file.version, file.header_hash] for file in plan.checkpoint.files},
+            "files": {
+                file.name: [file.size, file.version, file.header_hash] for file in plan.stores.files_of(plan.adapter)
+            },
+            "checksums": dict(sorted(sources.items())),
             "tensors": len(plan.checkpoint.tensors),
             **({DEQUANTIZED: plan.checkpoint.decoded_from} if plan.checkpoint.decoded else {}),
             **({"loras": [lora.as_dict() for lora in plan.loras.files]} if plan.loras.files else {}),

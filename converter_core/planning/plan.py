@@ -14,6 +14,7 @@ from ..api.models import ModelAdapter
 from ..api.targets import Target
 from ..api.values import Extras, FileLayout, Parts, PlannedWeight
 from ..checkpoint.checkpoint import Checkpoint
+from ..errors import PlanError
 from ..output import state as output_folder
 from ..output.fingerprint import Fingerprint
 from ..output.manifest import manifest_name
@@ -128,6 +129,19 @@ class OutputPlan:
         # manifest and journal: a line for each tensor, and one for each weight
         texts = BYTES_OF_TEXT * (1 + sum(len(layout.offsets) for layout in self.file_layouts.values()))
         return max(0, sum(sizes.values()) + texts - self.state.staged)
+
+    def current_state(self, other_source: bool = False) -> OutputState:
+        """Of the output folder now, once it is locked: what was planned with may have changed. PlanError.
+
+        other_source: what is published there was made of other source files, though their headers are the same.
+        """
+        layouts, overwrite = self.file_layouts, self.recipe.output.overwrite
+        found = output_folder.output_state(
+            self.path, self.name, layouts, self.published, self.fingerprint, overwrite, other_source
+        )
+        if found.problems:
+            raise PlanError(*found.problems)
+        return found
 
     @property
     def status(self) -> str:
