@@ -26,6 +26,7 @@ READ_AHEAD = 16 << 20
 class _Span:
     """Bytes of one tensor, and where they go in the buffer."""
 
+    role: str
     bound: BoundTensor
     begin: int
     nbytes: int
@@ -35,7 +36,8 @@ class _Span:
 class Reader:
     """For one thread. What it returns is valid until it reads again, unless it has a buffer of its own each time.
 
-    sums: is told of everything that is read.
+    sums: is told of everything that is read. unchecked: roles whose values, of what was read last, may
+    not be finite.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Reader:
         self.stream = stream
         self.own_buffer = own_buffer
         self.sums = sums
+        self.unchecked: frozenset[str] = frozenset()
         self._advised: dict[tuple[str, str], int] = {}
 
     def read(self, sources: Mapping[str, Sequence[BoundTensor]], start: int, stop: int, rows: int) -> Parts:
@@ -55,7 +58,7 @@ class Reader:
         for role, several in sources.items():
             first = end
             for bound, begin, nbytes in _pieces(several, start, stop, rows):
-                spans.append(_Span(bound, begin, nbytes, end))
+                spans.append(_Span(role, bound, begin, nbytes, end))
                 end += nbytes
             placed[role] = first, _read_spec(several, start, stop, rows)
             end = -(-end // ALIGNMENT) * ALIGNMENT
@@ -67,6 +70,10 @@ class Reader:
             if self.sums is not None:
                 self.sums.add(span.bound, span.begin, data)
             self._read_ahead(span.bound, span.begin + span.nbytes)
+        sums = self.sums
+        self.unchecked = frozenset(
+            span.role for span in spans if sums is None or not sums.finite(span.bound, span.begin + span.nbytes)
+        )
         device = self.stream.upload(host)
         return {role: typed(device[at : at + spec.nbytes], spec) for role, (at, spec) in placed.items()}
 

@@ -118,10 +118,10 @@ class _Rows:
         return self._last[2]
 
     def _check(self, sources: Parts, start: int) -> None:
-        for role, tensor in sources.items():
+        for role in sorted(self.reader.unchecked):
             bound = self.job.sources[role][0]
             file = self.worker.stores.file(bound.path).file_of(bound.ref.key)
-            check_finite(tensor, f"{file}: {bound.ref.key!r}", start)
+            check_finite(sources[role], f"{file}: {bound.ref.key!r}", start)
 
 
 class _Making:

@@ -23,13 +23,18 @@ class SourceSums:
     def __init__(self, stores: Stores, job: Job, exports: Sequence[Export]) -> None:
         self.stores = stores
         self.job = job
-        self._sums = {bound: Checksum() for export in exports for bound in _bound(job, export)}
+        self._sums = {bound: Checksum(bound.spec.dtype) for export in exports for bound in _bound(job, export)}
 
     def add(self, bound: BoundTensor, begin: int, data: memoryview) -> None:
         """Bytes of a tensor from byte ``begin`` of its file's tensor on. What was added before is left out."""
         sums = self._sums.get(bound)
         if sums is not None and begin - _first(bound) == sums.count:
             sums.update(data)
+
+    def finite(self, bound: BoundTensor, end: int) -> bool:
+        """Whether a tensor is known to have neither infinity nor NaN before that byte."""
+        sums = self._sums.get(bound)
+        return sums is not None and sums.finite and sums.count >= end - _first(bound)
 
     def of(self, export: Export) -> str:
         """One text for everything that the weight is made of; it reads what was not read yet."""

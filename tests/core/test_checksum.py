@@ -79,3 +79,38 @@ def test_what_differs_shows() -> None:
         changed[dice.randrange(len(DATA))] ^= 1 << dice.randrange(8)
         seen.add(value(bytes(changed)))
     assert len(seen) > 200
+
+
+@pytest.mark.parametrize(
+    ("dtype", "good", "bad"),
+    [
+        ("BF16", (0x7F7F, 0xFF7F, 0x0001, 0x8000), (0x7F80, 0xFF80, 0x7F81, 0xFFFF)),
+        ("F16", (0x7BFF, 0xFBFF, 0x0001, 0x8000), (0x7C00, 0xFC00, 0x7C01, 0xFFFF)),
+        ("F32", (0x7F7FFFFF, 0xFF7FFFFF, 0x00000001, 0x80000000), (0x7F800000, 0xFF800000, 0x7F800001, 0xFFFFFFFF)),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 4099])
+def test_infinity_and_nan_are_seen(dtype: str, good: tuple[int, ...], bad: tuple[int, ...], count: int) -> None:
+    size = 4 if dtype == "F32" else 2
+    values = [good[number % len(good)] for number in range(count)]
+
+    def finite(values: list[int], cut: int) -> bool:
+        data = b"".join(value.to_bytes(size, "little") for value in values)
+        sums = Checksum(dtype)
+        sums.update(memoryview(data[:cut]))
+        sums.update(memoryview(data[cut:]))
+        assert sums.value == defined(data)
+        return sums.finite
+
+    known = checksum._library is not None  # torch looks after them otherwise
+    for cut in (0, size, count // 2 * size):
+        assert finite(values, cut) is known
+        for place in {0, count // 2, count - 1}:
+            for value_ in bad:
+                assert not finite([*values[:place], value_, *values[place + 1 :]], cut)
+
+
+def test_other_numbers_are_not_judged() -> None:
+    sums = Checksum("F8_E4M3")
+    sums.update(memoryview(b"\0\1"))
+    assert not sums.finite
