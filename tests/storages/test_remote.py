@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,8 +153,14 @@ def test_an_output_that_lies_elsewhere(server: Served, source: Path) -> None:
 def test_an_unknown_scheme_and_an_output_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(ConverterError, match="unknown scheme 'htps'; did you mean 'https'"):
         open_checkpoint("htps://bucket/x.safetensors")
-    with pytest.raises(ConverterError, match=r"output\.path: must be a folder on this machine"):
-        converter_core.make_plan(recipe(str(tmp_path), "s3://bucket/out"))  # type: ignore[arg-type]
+    for url, words in {
+        "hf://org/repo/out": "the hub is only read from; convert into a folder .* then: hf upload",
+        "https://example.org/out": "a web server is only read from; convert into a folder",
+        "s3://": "must be s3://BUCKET/FOLDER",
+        "s3://bucket/out?versionId=1": "must be s3://BUCKET/FOLDER",
+    }.items():
+        with pytest.raises(ConverterError, match=rf"output\.path: {re.escape(url)}: {words}"):
+            converter_core.make_plan(recipe(str(tmp_path), url))  # type: ignore[arg-type]
 
 
 def test_a_file_url_is_a_path(source: Path) -> None:

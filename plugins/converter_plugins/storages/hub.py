@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from converter_core.api import ByteSource, CheckpointError, Entry, LocalFile, RemoteFile, Storage, hookimpl, shown
+from converter_core.api import (
+    ByteSource,
+    CheckpointError,
+    Entry,
+    LocalFile,
+    Refused,
+    RemoteFile,
+    Storage,
+    Writer,
+    hookimpl,
+    shown,
+)
 
 INSTALL = 'install it with: pip install "model-converter[hub]"'
 _URL = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.*?))?/?")
@@ -42,6 +53,11 @@ class Hub(Storage):
             raise CheckpointError(_words(url, error)) from None
         found = (Entry(one["name"].rpartition("/")[2], one["type"] == "directory") for one in listed)
         return sorted(found, key=lambda entry: entry.name)
+
+    def writer(self, url: str, /) -> Writer:
+        raise Refused(
+            "the hub is only read from; convert into a folder on this machine, then: hf upload ORG/REPO FOLDER"
+        )
 
 
 class _At:
