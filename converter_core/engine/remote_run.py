@@ -28,7 +28,7 @@ from ..output.manifest import SUFFIX, dump, manifest_name
 from ..output.parts import part_bytes
 from ..output.place import RemotePlace
 from ..output.staging import Staging
-from ..output.upload_book import UploadBook
+from ..output.upload_book import Sent, UploadBook
 from ..planning.jobs import Export, Job
 from ..planning.pending import AT_ONCE
 from ..planning.plan import OutputPlan, Plan
@@ -59,10 +59,10 @@ class RemoteRun(OutputRun):
     def _open_book(self) -> UploadBook:
         if self.book is None:
             self.staging.make()
+            # what another conversion has left there goes
             told, own = upload_book.read(self.staging.folder), (str(self.place), self.plan.fingerprint.value)
             if told is not None and (told.url, told.fingerprint) != own:
-                for name, sent in told.files.items():
-                    self._abort(name, sent.id)
+                self._abort(told.files)
             self.book = UploadBook(self.staging.folder, str(self.place), self.plan.fingerprint.value)
         return self.book
 
@@ -76,8 +76,9 @@ class RemoteRun(OutputRun):
 
     def begin(self) -> None:
         book = self._open_book()
+        self._abort({name: sent for name, sent in book.files.items() if self.begun is None or sent.unnoted})
         if self.begun is None:
-            self._forget_all(book)
+            self._forget(book)
         self._complete_what_was_begun(book)
         for name in book.files.keys() - self.standing:
             if book.files[name].version:  # published once, and not what lies there now
@@ -114,15 +115,20 @@ class RemoteRun(OutputRun):
             os.close(fd)
             self.staging.folder.remove("probe")
 
-    def _forget_all(self, book: UploadBook) -> None:
-        """Away with the uploads of a run that is not gone on with."""
-        for name, known in list(book.files.items()):
-            self._abort(name, known.id)
+    def _forget(self, book: UploadBook) -> None:
+        for name in list(book.files):
             book.forgotten(name)
 
-    def _abort(self, name: str, id: str) -> None:
-        if id and isinstance(self.writer, PartWriter):
-            self.place.asked(partial(self.writer.abort, self.place.text(name), id))
+    def _abort(self, files: Mapping[str, Sent]) -> None:
+        """Away with these uploads in the store, and with what was begun for these files and never noted."""
+        if not isinstance(self.writer, PartWriter):
+            return
+        ids = {(self.place.text(name), sent.id) for name, sent in files.items() if sent.id}
+        if unnoted := {self.place.text(name) for name, sent in files.items() if sent.unnoted}:
+            pending = self.place.asked(partial(self.writer.uploads, str(self.place)))
+            ids |= {(upload.url, upload.id) for upload in pending if upload.url in unnoted}
+        for url, id in sorted(ids):
+            self.place.asked(partial(self.writer.abort, url, id))
 
     def _complete_what_was_begun(self, book: UploadBook) -> None:
         """Files that an earlier run was completing when it was stopped: those that are there, whole, stay."""
@@ -221,7 +227,7 @@ class RemoteRun(OutputRun):
             self.uploader.stop()
 
     def tidy(self) -> None:
-        self._forget_all(self._open_book())
+        self._abort(self._open_book().files)
         self.staging.remove()
 
     def close(self) -> None:

@@ -257,6 +257,7 @@ class Uploader:
         with self.files[name].opening:
             known = self.book.files.get(name)
             if known is None or not known.id:
+                self.book.opening(name)
                 id = self._asked(name, lambda: self.writer.begin(self._url(name)))
                 self.book.begun(name, id, self.files[name].parts.part)
             return self.book.files[name].id

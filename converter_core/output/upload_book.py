@@ -30,12 +30,17 @@ class SentPart:
 
 @dataclass
 class Sent:
-    """Of one file. id: of its upload, empty where there is none. version: of the file, once it was published."""
+    """Of one file. id: of its upload, empty where none was noted. version: of the file, once it was published."""
 
     id: str = ""
     part: int = 0
     parts: dict[int, SentPart] = field(default_factory=dict)
     version: str = ""
+
+    @property
+    def unnoted(self) -> bool:
+        """The run was stopped between asking for an upload and noting its id."""
+        return not self.id and not self.version
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ def read(staging: Folder) -> Told | None:
 def _take(files: dict[str, Sent], entry: Mapping[str, Any]) -> None:
     name = str(entry["file"])
     what = entry["what"]
-    if what == "begun":
+    if what == "opening":
+        files[name] = Sent()
+    elif what == "begun":
         files[name] = Sent(str(entry["id"]), int(entry["part"]))
     elif what == "forgotten":
         files.pop(name, None)
@@ -103,9 +110,13 @@ class UploadBook:
         if not known:
             self._append({"url": url, "fingerprint": fingerprint})
 
+    def opening(self, name: str) -> None:
+        """An upload is about to be begun."""
+        self._tell({"what": "opening", "file": name})
+        os.fsync(self._fd)
+
     def begun(self, name: str, id: str, part: int) -> None:
         self._tell({"what": "begun", "file": name, "id": id, "part": part})
-        os.fsync(self._fd)  # what is not known here is never taken away
 
     def sent(self, name: str, number: int, part: SentPart) -> None:
         self._tell({"what": "sent", "file": name, "number": number, "version": part.version, "crc32": dict(part.crc32)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 
 import converter_core
 from converter_core import Registry
-from converter_core.api import RemoteFile
+from converter_core.api import ByteSource, Entry, RemoteFile, Writer
 from converter_plugins.storages import _s3_writer, object_store
+from converter_plugins.storages._obstore_writer import ObstoreWriter
+from converter_plugins.storages.object_store import ObjectStore
 
 from ..interfaces.conftest import Plugins, Tiny, tensors
 from .s3 import BUCKET, S3, moto, proxied
@@ -52,9 +54,25 @@ def url(s3: S3) -> str:
     return f"s3://{BUCKET}/test-{next(_numbers)}/out"
 
 
+class Whole(ObjectStore):
+    """whole://: a bucket that takes whole files alone, as those of Google Cloud and Azure do here."""
+
+    name = "whole"
+    schemes = ("whole",)
+
+    def open(self, url: str, /) -> ByteSource:
+        return super().open(url.replace("whole://", "s3://"))
+
+    def entries(self, url: str, /) -> Sequence[Entry] | None:
+        return super().entries(url.replace("whole://", "s3://"))
+
+    def writer(self, url: str, /) -> Writer:
+        return ObstoreWriter(lambda url: object_store._store(url.replace("whole://", "s3://")))
+
+
 @pytest.fixture(scope="session")
 def plugins() -> Registry:
-    return converter_core.load_plugins(extra=[Plugins(models=[Tiny])])
+    return converter_core.load_plugins(extra=[Plugins(models=[Tiny], storages=[Whole])])
 
 
 @pytest.fixture(scope="session")

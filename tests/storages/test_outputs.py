@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 import converter_core
-from converter_core import ConversionError, ConverterError, PlanError, Registry
+from converter_core import ConversionError, ConverterError, PlanError, Registry, cli
 from converter_core.engine import convert as conversion
 from converter_core.output import journal
+from converter_core.verification.folders import outputs_in
+from converter_plugins.storages._obstore_writer import ObstoreWriter
 from converter_plugins.storages._s3_writer import S3Writer
 from converter_plugins.storages.object_store import ObjectStore
 
+from ..interfaces.conftest import tensors
 from .conftest import PART, Asking
 from .s3 import S3
 
@@ -89,7 +93,7 @@ class Interrupted(Exception):
     pass
 
 
-def interrupt_after(tensors: int, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt_after(tensors: int, s3: S3 | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run fail once that many weights are journalled, and something of them is sent."""
     real, count = journal.Journal.done, 0
 
@@ -98,7 +102,7 @@ def interrupt_after(tensors: int, s3: S3, monkeypatch: pytest.MonkeyPatch) -> No
         real(self, weight, crc32)
         count += 1
         if count == tensors:
-            while not s3.asked(SEND):
+            while s3 is not None and not s3.asked(SEND):
                 time.sleep(0.01)
             raise Interrupted
 
@@ -351,7 +355,7 @@ def test_a_plan_writes_nothing_and_knows_the_disk(
 
 
 def test_several_outputs_of_one_read(
-    s3: S3, url: str, ask: Asking, convert: Converting, right: Any, tmp_path: Path
+    s3: S3, url: str, ask: Asking, convert: Converting, right: Any, plugins: Registry, tmp_path: Path
 ) -> None:
     recipe = ask(url)
     sections = {key: recipe.pop(key) for key in ("quantization", "target", "output")}
@@ -361,6 +365,7 @@ def test_several_outputs_of_one_read(
     recipe["outputs"].append({**there, "output": {**sections["output"], "path": f"{url}/b"}})
     s3.fail("gone", SEND)
     assert [one.status for one in convert(recipe).outputs] == ["done"] * 3
+    assert outputs_in(url, plugins) == [f"{url}/a", f"{url}/b"]
     assert same(stored(f"{url}/a"), right())
     assert same(stored(f"{url}/b"), right("fp8"))
     assert same(local(tmp_path / "here"), right())
@@ -371,3 +376,119 @@ def test_one_process_at_a_time(s3: S3, url: str, ask: Asking, convert: Convertin
         to = plan.outputs[0].destination
     with conversion._locked(to), pytest.raises(ConversionError, match="another conversion is writing there"):
         convert(ask(url))
+
+
+def test_a_store_that_takes_whole_files(
+    s3: S3, url: str, ask: Asking, convert: Converting, right: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe, put = ask(url.replace("s3://", "whole://")), []
+
+    def fail(self: ObstoreWriter, url: str, path: str) -> str:
+        if len(put) == 3:
+            raise Interrupted
+        put.append(url)
+        return real(self, url, path)
+
+    real = ObstoreWriter.put
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(ObstoreWriter, "put", fail)
+        convert(recipe)
+    assert "tiny.manifest.json" not in stored(url)
+    assert convert(recipe).resumed["tensors"] > 0
+    assert same(stored(url), right())
+    assert state_of(tmp_path) == []
+    s3.log.clear()
+    assert convert(recipe).status == "already done"
+    assert s3.asked(CHANGES) == []
+
+
+def test_what_waits_lies_on_the_disk_and_no_more(
+    s3: S3,
+    url: str,
+    ask: Asking,
+    convert: Converting,
+    plugins: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Room is given back in blocks of the file system, so this takes parts of 64 KiB."""
+    rows = {"layers": 40, "rows": 1024}
+    save_file(tensors(**rows), tmp_path / "model.safetensors")
+    monkeypatch.setattr(S3Writer, "smallest_part", 64 << 10)
+    s3.pause = 0.02
+    recipe = ask(url, copy_metadata=False)
+    recipe["source"]["path"] = str(tmp_path / "model.safetensors")
+    with converter_core.make_plan(recipe, plugins) as plan:
+        (output,) = plan.outputs
+        needed = output.needed_disk
+        assert needed < sum(output.files.values())
+        state = output.path
+    most = 0
+
+    def look(event: Any) -> None:
+        nonlocal most
+        files = [path.stat().st_blocks * 512 for path in state.rglob("*") if path.is_file()]
+        most = max(most, sum(files))
+
+    convert(recipe, progress=look)
+    assert 0 < most <= needed
+
+
+def test_clean(
+    s3: S3, url: str, ask: Asking, convert: Converting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(8, s3, patch)
+        convert(ask(f"{url}/inside", layout="single_file"))
+    writer = S3Writer()
+    other = writer.begin(f"{url}/other.bin")
+
+    def clean(*arguments: str) -> Any:
+        assert cli.run(["clean", url, "--json", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    told = clean()
+    assert told["removed"] is False
+    (one,) = told["unfinished"]
+    assert (one["output"], one["name"], one["publishing"]) == (f"{url}/inside", "tiny", False)
+    assert [upload["url"] for upload in one["uploads"]] == [f"{url}/inside/tiny.safetensors"]
+    assert [upload["id"] for upload in told["others"]] == [other]
+    assert cli.run(["clean", url]) == 1  # nobody to ask
+    assert "add --yes" in capsys.readouterr().err
+    assert len(writer.uploads(url)) == 2
+    assert clean("--yes")["removed"] is True
+    assert state_of(tmp_path) == []
+    assert [upload.id for upload in writer.uploads(url)] == [other]
+    assert clean("--yes")["removed"] is False
+    assert clean("--yes", "--all")["removed"] is True
+    assert not writer.uploads(url)
+
+
+def test_clean_of_a_folder(
+    ask: Asking, convert: Converting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    convert(ask(out, "fp8", name="finished"))
+    finished = local(out)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(3, None, patch)
+        convert(ask(out, layout="single_file", name="other", copy_metadata=False))
+    (out / ".mine.partial").mkdir()
+    (out / ".mine.partial" / "notes").write_text("the user's own")
+    assert cli.run(["clean", str(out), "--yes"]) == 0
+    assert "unfinished" in capsys.readouterr().out
+    assert local(out) == finished | {".mine.partial/notes": b"the user's own"}
+    assert cli.run(["clean", str(out / "nothing")]) == 1
+
+
+def test_what_is_being_published_is_not_cleaned(
+    s3: S3, url: str, ask: Asking, convert: Converting, right: Any, capsys: Any
+) -> None:
+    s3.fail("503", r"^PUT .*manifest", 100)
+    with pytest.raises(ConversionError):
+        convert(ask(url))
+    assert cli.run(["clean", url, "--yes"]) == 0
+    assert "run the same conversion again to finish it" in capsys.readouterr().out
+    s3.faults.clear()
+    convert(ask(url))
+    assert same(stored(url), right())
