@@ -52,7 +52,7 @@ class Dequantized(Checkpoint):
     def __init__(self, base: Checkpoint, quantized: Quantized, registry: Registry) -> None:
         vars(self).update(vars(base))
         self._base = base
-        self._target: Target = registry.targets[quantized.target]()
+        self._target: Target = quantized.dress
         self._slicer = Slicer(self._target)
         self._weights = self._decodings(quantized, registry)
         specs = unpacked(SourceTensors(base.tensors), quantized)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ..api.containers import Container
 from ..api.contexts import ModelFacts, SourceTensors
@@ -12,7 +13,7 @@ from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.values import FLOATING, Parts, PlannedWeight, TensorSpec, WeightInfo
-from ..errors import PlanError, PluginError
+from ..errors import PlanError, PluginError, Refused
 from ..plugins.registry import Registry, options_of
 from ..recipe.load import Recipe, make_plugin
 from . import file_layout, notes, validate
@@ -25,7 +26,7 @@ from .passthrough import Passthrough
 from .plain_dtypes import with_decoded, with_plain_dtypes
 from .shape_inference import ShapeInference
 from .stores import Stores
-from .transcode import Quantized
+from .transcode import Quantized, reader_of
 
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "keep": None}
 
@@ -73,6 +74,20 @@ def target_of(recipe: Recipe, registry: Registry) -> Target:
     return make_plugin(cls, recipe.target.options)
 
 
+def in_its_dress(recipe: Recipe, target: Target, source: SourcePlan) -> tuple[Recipe, Target]:
+    """The same; where only the layout changes, with the options of the source's files that are left out."""
+    before, section = source.quantized, recipe.quantization
+    unchanged = section.method == Passthrough.name and not section.rules
+    if before is None or before.target != target.name or not before.options or not unchanged:
+        return recipe, target
+    options = {**before.options, **recipe.target.options}
+    try:
+        dress = make_plugin(type(target), options)
+    except Refused:  # what is typed goes with none of these
+        return recipe, target
+    return replace(recipe, target=replace(recipe.target, options=options)), dress
+
+
 def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Draft:
     """Assign quantizers and build jobs. What is refused stands in ``problems``."""
     registry, section = source.registry, recipe.quantization
@@ -85,6 +100,8 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         raise PluginError(*clashes)
 
     def spec_of(info: WeightInfo) -> TensorSpec:
+        if source.quantized is not None and source.quantized.of(info) is not None:
+            return source.tensors[info.refs[0].key]  # named by the weight; in the file its codes may have another key
         return source_spec(info, source.stores, source.adapter)
 
     told: list[str] = []
@@ -120,7 +137,8 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         source.inference,
         passthrough,
         source.loras.terms,
-        registry.targets[source.quantized.target]() if source.quantized else None,
+        source.quantized.dress if source.quantized else None,
+        partial(reader_of, registry),
     )
     before = source.quantized
     stored = {} if before is None else {info.name: before.of(info) for info in source.infos}

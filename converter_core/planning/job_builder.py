@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..api.calibration import ORIGINAL
 from ..api.contexts import ModelFacts, WeightContext
-from ..api.formats import UNQUANTIZED
+from ..api.formats import UNQUANTIZED, QuantFormat
 from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
@@ -21,7 +21,7 @@ from .output_schema import SourceSpec
 from .passthrough import Passthrough
 from .shape_inference import ShapeInference
 from .stores import Stores
-from .transcoder import transcoder
+from .transcoder import Transcoders
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,8 +45,12 @@ class JobBuilder:
         passthrough: Passthrough,
         terms: Mapping[str, tuple[Term, ...]],
         dressed: Target | None = None,
+        reader: Callable[[QuantFormat], Quantizer | None] = lambda format: None,
     ) -> None:
-        """terms: what LoRAs add to weights, by name. dressed: the target whose files a quantized source is."""
+        """terms: what LoRAs add to weights, by name. dressed: the target whose files a quantized source is.
+
+        reader: a quantizer that has a format; None: there is none.
+        """
         self.number = number
         self.adapter = adapter
         self.model = model
@@ -57,6 +61,7 @@ class JobBuilder:
         self.passthrough = passthrough
         self.terms = terms
         self.dressed = dressed
+        self._transcoders = Transcoders(dressed, reader) if dressed is not None else None
         self.markers: dict[str, Tensor] = {}
         self.without_bias: list[str] = []
         self._refused: dict[tuple[str, str, str], list[str]] = {}
@@ -121,8 +126,8 @@ class JobBuilder:
 
     def _transcoded(self, info: WeightInfo, stored: Stored) -> tuple[PlannedWeight, list[Job]] | None:
         """The same codes and scales as the target wants them."""
-        assert self.dressed is not None
-        made, refs = transcoder(stored, self.stores.base.tensors, self.dressed)
+        assert self._transcoders is not None
+        made, refs = self._transcoders.of(stored, self.stores.base.tensors)
         part = replace(info, sources={"weight": TensorRef(stored.primary)})
         job = self._job(part, made, None, "", spec=TensorSpec("F32", made.shape), given=refs)
         if job is None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..api.contexts import WeightContext
 from ..api.formats import QuantFormat
+from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.values import Stored, TensorRef, TensorSpec, WeightInfo
+from ..errors import ConverterError
+from .decode import Slicer
 from .passthrough import Passthrough
 
 if TYPE_CHECKING:
@@ -50,18 +53,38 @@ class Transcoder(Passthrough):
         return self.source.decode(context, {self.primary: weight, **parts})
 
 
-def transcoder(stored: Stored, specs: Mapping[str, TensorSpec], source: Target) -> tuple[Transcoder, dict[str, Any]]:
-    """For one weight, and where its other parts are read from: role -> TensorRef. specs: of all tensors, by key.
+class Transcoders:
+    """Makes them for the weights of one source. quantizer: finds one that has a format, where there is one."""
 
-    Parts with as many rows as the weight are read with it, slab by slab; one that is padded, or that no slab can be cut
-    from, is read whole.
-    """
-    (primary, codes), *others = stored.keys.items()
-    shape = stored.shape or specs[codes].shape
-    tall = [specs[key] for key in stored.keys.values() if len(specs[key].shape) > 1]
-    even = source.row_block and all(spec.shape[0] == shape[0] for spec in tall) and not shape[0] % source.row_block
-    made = Transcoder(
-        source=source, stored=stored.format, shape=shape, primary=primary, rows=source.row_block if even else None
-    )
-    refs = {role: TensorRef(key, by_rows=bool(even) and len(specs[key].shape) > 1) for role, key in others}
-    return made, refs
+    def __init__(self, source: Target, quantizer: Callable[[QuantFormat], Quantizer | None]) -> None:
+        self._source = source
+        self._quantizer = quantizer
+        self._slicer = Slicer(source)
+
+    def of(self, stored: Stored, specs: Mapping[str, TensorSpec]) -> tuple[Transcoder, dict[str, TensorRef]]:
+        """For one weight, and where its other parts are read from: role -> TensorRef. specs: of all tensors, by key.
+
+        Parts with as many rows as the weight are read with it, slab by slab; one that is padded, or that no slab can be
+        cut from, is read whole.
+        """
+        (primary, codes), *others = stored.keys.items()
+        shape, block = stored.shape or specs[codes].shape, self._source.row_block
+        cut = self._cut(stored, shape, {role: specs[key] for role, key in stored.keys.items()})
+        even = block and shape and not shape[0] % block and primary in cut
+        even = even and all(specs[stored.keys[role]].shape[0] == shape[0] for role in cut)
+        made = Transcoder(
+            source=self._source, stored=stored.format, shape=shape, primary=primary, rows=block if even else None
+        )
+        return made, {role: TensorRef(key, by_rows=bool(even) and role in cut) for role, key in others}
+
+    def _cut(self, stored: Stored, shape: tuple[int, ...], parts: Mapping[str, TensorSpec]) -> Collection[str]:
+        """Roles of parts that grow with the rows: as a dry run of ``encode`` shows, else those of several axes."""
+        quantizer = self._quantizer(stored.format)
+        if quantizer is not None:
+            try:
+                slices = self._slicer.slices(quantizer, TensorSpec("BF16", shape), parts)
+            except ConverterError:  # a quantizer's default options may make other parts
+                pass
+            else:
+                return [role for role, height in slices.heights.items() if height]
+        return [role for role, spec in parts.items() if len(spec.shape) > 1]

@@ -60,6 +60,11 @@ def _record(weight: PlannedWeight, activations: str) -> Mapping[str, Any]:
     return {"_type": kind, "_data": data, "_tensor_data_names": names}
 
 
+def is_dynamic(metadata: Mapping[str, Any]) -> bool:
+    """Whether the records of a file say that activations are quantized as the model runs."""
+    return any("QuantizeTensorToInt8Kwargs" in str(record) for record in metadata.values())
+
+
 def recipe(format: QuantFormat, activations: str) -> Mapping[str, Any]:
     """The ``quant_type`` that would have made such weights."""
     if format.element == "int8" and activations == "dynamic":
