@@ -92,8 +92,8 @@ class _Check:
         if output is None or not output.path or not self._sound("output.path"):
             return
         try:
-            location = locate(output.path, self.registry.storages)
-            if location.path is None:
+            location = locate(output.path, self.registry.storages) if scheme_of(output.path) else None
+            if location is not None and location.path is None:
                 location.storage.writer(location.url)
             elif output.state_folder is not None:
                 yield Problem("output.state_folder", "is for an output on a URL; leave it out for a folder")
