@@ -23,7 +23,7 @@ from ..output import state as output_folder
 from ..output.destination import Destination
 from ..output.manifest import manifest_name
 from ..system import can_punch
-from . import file_layout, notes, provenance, validate
+from . import exact_numbers, file_layout, notes, provenance, validate
 from .dequantize import DEQUANTIZED
 from .drafts import Draft, SourcePlan
 from .passthrough import Passthrough
@@ -59,7 +59,15 @@ def finish(made: Draft, source: SourcePlan, destination: Destination) -> tuple[O
     inputs = sorted({*_input_files(quantizers, recipe.source.calibration), *source.adapter.input_files()})
     loras = source.loras.metadata()
     decoded = {DEQUANTIZED: source.stores.base.decoded_from} if source.stores.base.decoded else {}
-    metadata = {**container.metadata, **_metadata(made, source, inputs), **loras, **decoded, **extras.metadata}
+    numbers = exact_numbers.header(made.numbers)
+    metadata = {
+        **container.metadata,
+        **_metadata(made, source, inputs),
+        **loras,
+        **decoded,
+        **numbers,
+        **extras.metadata,
+    }
     layouts = _placed(made, files, metadata)
     weight_map = {tensor.key: file for file, group in files.items() for weight in group for tensor in weight.outputs}
     side, copies = _side(made, source, extras, weights, weight_map, problems)
