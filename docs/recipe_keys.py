@@ -79,7 +79,8 @@ TEXTS = {
             "所有方法都接受 `per_channel: true` 和 `symmetric: true`；只有具有该选项的方法才接受 `false`。",
             "`parallel: false` 与多个 worker 互相矛盾：写在同一处会被拒绝；否则命令行参数或 `--set` 优先于文件。",
             "`source.options` 需要 `source.type`。`options` 是插件自己的选项。",
-            "`output.state_folder` 用于写到 URL 的输出：尚未上传的部分存放在这个目录（见 [Storages](../storages.md)）。",
+            "`output.state_folder` 用于写到 URL 的输出："
+            "尚未上传的部分存放在这个目录（见 [Storages](../storages.md)）。",
             "LoRA 按给出的顺序合并；`strength` 与 `alpha` 的含义见 [LoRA](lora.md)。",
         ],
     ),
