@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     )
     from .calibration.calibrate import calibrate, merge_calibrations
     from .calibration.models import CalibrationSettings
+    from .engine.batch import BatchResult, JobResult, convert_batch
     from .engine.convert import convert
     from .engine.result import OutputResult, Result
     from .engine.worker_pool import Progress
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UNQUANTIZED",
+    "BatchResult",
     "CalibrationSettings",
     "CheckpointError",
     "Container",
@@ -82,6 +84,7 @@ __all__ = [
     "Extras",
     "FileLayout",
     "Inspection",
+    "JobResult",
     "LayoutWriter",
     "ModelAdapter",
     "ModelFacts",
@@ -119,6 +122,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "convert",
+    "convert_batch",
     "hookimpl",
     "inspect",
     "load_plugins",
@@ -165,6 +169,7 @@ _HOME = {
     ),
     "calibration.calibrate": ("calibrate", "merge_calibrations"),
     "calibration.models": ("CalibrationSettings",),
+    "engine.batch": ("BatchResult", "JobResult", "convert_batch"),
     "engine.convert": ("convert",),
     "engine.result": ("OutputResult", "Result"),
     "engine.worker_pool": ("Progress",),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..native.loader import KERNEL_DTYPES, kernels_suit, load_kernels
     from ..sizes import parse_bytes
     from ..trusted import read_file
-    from .calibration import split_tokens, statistics
+    from .calibration import HELD_OUT, split_tokens, statistics
     from .containers import ByteSource, Container, FileContents, HeaderReader, TensorReader
     from .contexts import LoraChange, ModelFacts, SourceTensors, WeightContext
     from .devices import DeviceBackend, DeviceStream
@@ -56,9 +56,11 @@ if TYPE_CHECKING:
         TensorSpec,
         WeightInfo,
     )
+    from .writers import PartWriter, PendingUpload, StoredFile, StoredPart, UploadGone, Writer
 
 __all__ = [
     "FLOATING",
+    "HELD_OUT",
     "ITEMSIZE",
     "KERNEL_DTYPES",
     "PREFIXES",
@@ -81,7 +83,9 @@ __all__ = [
     "ModelAdapter",
     "ModelFacts",
     "OutputTensor",
+    "PartWriter",
     "Parts",
+    "PendingUpload",
     "PlanError",
     "PlannedWeight",
     "PluginError",
@@ -96,6 +100,8 @@ __all__ = [
     "SourceTensors",
     "Storage",
     "Stored",
+    "StoredFile",
+    "StoredPart",
     "SyntheticCheckpoint",
     "Table",
     "TableContents",
@@ -104,9 +110,11 @@ __all__ = [
     "TensorReader",
     "TensorRef",
     "TensorSpec",
+    "UploadGone",
     "VerificationError",
     "WeightContext",
     "WeightInfo",
+    "Writer",
     "hookimpl",
     "kernels_suit",
     "linear",
@@ -142,7 +150,7 @@ _HOME = {
     ),
     "..sizes": ("parse_bytes",),
     "..trusted": ("read_file",),
-    ".calibration": ("split_tokens", "statistics"),
+    ".calibration": ("HELD_OUT", "split_tokens", "statistics"),
     ".containers": (
         "ByteSource",
         "Container",
@@ -201,6 +209,14 @@ _HOME = {
         "TensorRef",
         "TensorSpec",
         "WeightInfo",
+    ),
+    ".writers": (
+        "PartWriter",
+        "PendingUpload",
+        "StoredFile",
+        "StoredPart",
+        "UploadGone",
+        "Writer",
     ),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

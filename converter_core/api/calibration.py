@@ -23,12 +23,14 @@ ORIGINAL = "original"
 CALIBRATION = "calibration"
 """The store of ``source.calibration``; every quantizer may refer to it."""
 
-STATISTICS = ("absmax", "count", "mean", "mean_square", "tokens")
-"""absmax, count: of one number, F32 and I64 []. mean, mean_square: F32 [I]. tokens: BF16 [T, I]."""
+STATISTICS = ("absmax", "count", "factors", "mean", "mean_square", "tokens")
+"""absmax, count: of one number, F32 and I64 []. mean, mean_square: F32 [I]. tokens: BF16 [T, I]. factors: F32 [R, I],
+``E[x x^T]`` as ``factors^T factors`` beside the rest of its diagonal."""
 
 _SHAPES: Mapping[str, tuple[frozenset[str], int]] = {
     "absmax": (frozenset({"F32"}), 0),
     "count": (frozenset({"I64"}), 0),
+    "factors": (frozenset({"F32"}), 2),
     "mean": (frozenset({"F32"}), 1),
     "mean_square": (frozenset({"F32"}), 1),
     "tokens": (frozenset({"BF16", "F16", "F32"}), 2),
@@ -39,9 +41,12 @@ HELD_OUT = 4
 """One in so many of the sampled tokens, the last ones, is for comparing only."""
 
 
-def split_tokens(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """(those that a rounding may look at, those that are held out), of [T, I]."""
-    seen = len(tokens) - max(1, len(tokens) // HELD_OUT)
+def split_tokens(tokens: Tensor, has_factors: bool = False) -> tuple[Tensor, Tensor]:
+    """(those that a rounding may look at, those that are held out), of [T, I].
+
+    has_factors: the input has ``factors``, which have seen none of the tokens; all of them are held out then.
+    """
+    seen = 0 if has_factors else len(tokens) - max(1, len(tokens) // HELD_OUT)
     return tokens[:seen], tokens[seen:]
 
 

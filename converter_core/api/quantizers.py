@@ -126,8 +126,11 @@ class Quantizer(ABC):
         """Paths of files that the plugin reads itself; their content is part of the fingerprint."""
         return ()
 
-    def check_names(self, names: Sequence[str], /) -> Iterable[str]:
-        """Remarks on the names of all weights it was chosen for, e.g. of statistics that fit none of them."""
+    def remarks(self, weights: Mapping[str, Mapping[str, TensorSpec]], /) -> Iterable[str]:
+        """What a plan is to tell of the weights it was chosen for, e.g. of statistics that fit none of them.
+
+        weights: name -> what it takes beside the weight (``inputs``), by name.
+        """
         return ()
 
     def quantization_step(self, parts: Parts, /) -> Tensor | None:

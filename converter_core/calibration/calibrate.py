@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from torch import nn
 
 from ..errors import ConverterError
 from ..plugins.registry import Registry, load_plugins
+from ..recipe.load import Recipe, load_recipe
 from . import file
 from .collect import Collector, memory_of
-from .models import CalibrationSettings, Run, layers_of, modules_of, opened, runs_of
-from .statistics import TOKENS, Calibration
+from .layers import layers_of
+from .models import CalibrationSettings, Run, modules_of, opened, runs_of
+from .statistics import Calibration, Kept
 
 UNFINISHED = ".unfinished"
 
@@ -42,6 +44,7 @@ def calibrate(
     prompts: Sequence[str] = (),
     inputs: Sequence[str | Path] = (),
     settings: CalibrationSettings | None = None,
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     device: str = "cpu",
     progress: Callable[[CalibrationProgress], None] | None = None,
     registry: Registry | None = None,
@@ -49,19 +52,21 @@ def calibrate(
     """Write the activation statistics of a model's linear layers; a file for each transformer, their paths.
 
     model: the folder of a diffusers pipeline or of a bare transformer, or such an object. prompts: for a pipeline.
-    inputs: for a bare transformer, safetensors files of its keyword arguments, one for a call. A file is written after
-    each of them, and the same call goes on after the last one that is in it. Raises ConverterError.
+    inputs: for a bare transformer, safetensors files of its keyword arguments, one for a call. recipe: gather for the
+    layers that it quantizes only. A file is written after each of the runs, and the same call goes on after the last
+    one that is in it. Raises ConverterError.
     """
     settings = settings or CalibrationSettings()
     pipeline = opened(model, device)
     modules = modules_of(pipeline)
     runs = list(runs_of(pipeline, prompts, inputs, settings))
     registry = registry or load_plugins()
-    layers = {name: layers_of(module, registry) for name, module in modules.items()}
+    chosen = None if recipe is None else load_recipe(recipe, registry=registry)
+    layers = {name: layers_of(module, registry, chosen) for name, module in modules.items()}
     for name, one in layers.items():
         if not one:
             raise ConverterError(f"{name or type(pipeline).__name__} has no linear layer that could be quantized")
-    memory = sum(memory_of(module, layers[name], settings.tokens) for name, module in modules.items())
+    memory = sum(memory_of(module, layers[name], settings.kept) for name, module in modules.items())
     paths = {name: _path(Path(output), name, len(modules)) for name in modules}
     mark = json.dumps([asdict(settings), [run.label for run in runs], layers], sort_keys=True)
     found, done = _unfinished(paths, mark)
@@ -69,7 +74,7 @@ def calibrate(
         if progress is not None:
             progress(CalibrationProgress(number, len(runs), memory, run.label))
         if number >= done:
-            _gather(run, modules, layers, found, settings.tokens)
+            _gather(run, modules, layers, found, settings.kept)
             for name, path in paths.items():
                 told = {"mark": mark, "done": str(number + 1)}
                 file.save(Calibration(found[name].inputs, found[name].layers, told), f"{path}{UNFINISHED}")
@@ -83,18 +88,19 @@ def calibrate(
 def merge_calibrations(sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> None:
     """The statistics of several files of one model as if they had been gathered in one go. Raises ConverterError."""
     first, *others = [file.load(path) for path in sources]
-    held = (len(one.tokens) for each in (first, *others) for one in each.inputs.values())
-    sampled = max(TOKENS, *held)
+    held = [one.kept() for one in (first, *others)]
+    rank = max(one.rank for one in held)
+    most = Kept(max(Kept(rank=rank).sampled, *(one.sampled for one in held)), rank)
     for path, other in zip(sources[1:], others, strict=True):
         try:
-            first.add(other, sampled)
+            first.add(other, most)
         except ValueError as error:
             raise ConverterError(f"{os.fspath(path)}: cannot be added to {os.fspath(sources[0])}: {error}") from None
     file.save(Calibration(first.inputs, first.layers), output)
 
 
-def _gather(run: Run, modules: dict[str, nn.Module], layers: Any, found: dict[str, Calibration], tokens: int) -> None:
-    collectors = {name: Collector(module, layers[name], tokens, run.label) for name, module in modules.items()}
+def _gather(run: Run, modules: dict[str, nn.Module], layers: Any, found: dict[str, Calibration], kept: Kept) -> None:
+    collectors = {name: Collector(module, layers[name], kept, run.label) for name, module in modules.items()}
     with torch.no_grad():
         for collector in collectors.values():
             collector.__enter__()
@@ -104,7 +110,7 @@ def _gather(run: Run, modules: dict[str, nn.Module], layers: Any, found: dict[st
             for collector in collectors.values():
                 collector.__exit__()
     for name, collector in collectors.items():
-        found[name].add(collector.finished(), tokens)
+        found[name].add(collector.finished(), kept)
 
 
 def _unfinished(paths: dict[str, Path], mark: str) -> tuple[dict[str, Calibration], int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .statistics import TOKENS, Calibration, InputStatistics, generator_of
+from .statistics import Calibration, InputStatistics, Kept, generator_of
 
 MOST_SEEN = 64
 """Tensors remembered before those that are gone are forgotten."""
@@ -17,13 +17,12 @@ MOST_SEEN = 64
 class Collector:
     """Within ``with``, sees every call of the layers. Inputs that several layers share are gathered once.
 
-    layers: module name -> name that the file gives the layer. tokens: sampled of each input. label: of this run; it
-    seeds the sample.
+    layers: module name -> name that the file gives the layer. label: of this run; it seeds the sample.
     """
 
-    def __init__(self, module: nn.Module, layers: Mapping[str, str], tokens: int = TOKENS, label: str = "") -> None:
+    def __init__(self, module: nn.Module, layers: Mapping[str, str], kept: Kept | None = None, label: str = "") -> None:
         self.calibration = Calibration()
-        self.tokens = tokens
+        self.kept = kept or Kept()
         self.label = label
         known = dict(module.named_modules())
         self._layers = {name: known[module_name] for module_name, name in layers.items()}
@@ -58,11 +57,11 @@ class Collector:
         tokens = given.detach().reshape(-1, given.shape[-1])
         mine = self.calibration.inputs.get(name)
         draw = generator_of(f"{self.label} {name} {mine.count if mine else 0}")
-        found = InputStatistics.of(tokens, self.tokens, draw)
+        found = InputStatistics.of(tokens, self.kept, draw)
         if mine is None:
             self.calibration.inputs[name] = found
         else:
-            mine.add(found, self.tokens, draw)
+            mine.add(found, self.kept, draw)
 
     def _shared(self, name: str, given: Tensor) -> str:
         """The layer that has seen this very tensor last; the layer itself if none has."""
@@ -74,11 +73,10 @@ class Collector:
         return Calibration(self.calibration.inputs, layers)
 
 
-def memory_of(module: nn.Module, layers: Mapping[str, str], tokens: int) -> int:
+def memory_of(module: nn.Module, layers: Mapping[str, str], kept: Kept) -> int:
     """Bytes that gathering takes at the most, were no input shared."""
     known = dict(module.named_modules())
-    widths = [known[name].weight.shape[1] for name in layers]
-    return sum(width * (2 * 8 + 2 * tokens) for width in widths)
+    return sum(kept.nbytes(known[name].weight.shape[1]) for name in layers)
 
 
 def linear_layers(module: nn.Module) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..api.calibration import inputs_of
+from ..api.calibration import HELD_OUT, inputs_of
 from ..api.contexts import SourceTensors
 from ..api.formats import UNQUANTIZED
 from ..api.tensors import raw, spec_of
@@ -37,6 +38,8 @@ def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
         }
         if len(one.tokens):
             tensors[f"{name}.tokens"] = one.tokens.contiguous()
+        if len(one.factors):
+            tensors[f"{name}.factors"] = one.factors / math.sqrt(_seen(one.count))
     layers = json.dumps(dict(sorted(calibration.layers.items())))
     metadata = {**calibration.told, "format": FORMAT, "version": VERSION, "inputs": layers}
     containers = load_plugins().containers
@@ -87,6 +90,15 @@ def _read(file: Checkpoint, name: str, path: str | os.PathLike[str]) -> InputSta
 
     count = int(part("count"))
     mean, mean_square = part("mean").double(), part("mean_square").double()
-    has_tokens = f"{name}.tokens" in file.tensors
-    tokens = part("tokens").to(torch.bfloat16) if has_tokens else torch.empty(0, len(mean), dtype=torch.bfloat16)
-    return InputStatistics(count, float(part("absmax")), mean * count, mean_square * count, tokens)
+    tokens = factors = torch.empty(0, len(mean))
+    if f"{name}.tokens" in file.tensors:
+        tokens = part("tokens")
+    if f"{name}.factors" in file.tensors:
+        factors = part("factors") * math.sqrt(_seen(count))
+    absmax = float(part("absmax"))
+    return InputStatistics(count, absmax, mean * count, mean_square * count, tokens.to(torch.bfloat16), factors)
+
+
+def _seen(count: int) -> float:
+    """Of so many tokens, those that are in the factors."""
+    return max(count, 1) * (1 - 1 / HELD_OUT)

@@ -1,10 +1,10 @@
-"""What is calibrated: a diffusers pipeline or a bare transformer, and what its layers are called in a source."""
+"""What is calibrated: a diffusers pipeline or a bare transformer, on prompts or on recorded calls."""
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,30 +13,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..api.calibration import ORIGINAL, layer_of
-from ..api.contexts import SourceTensors
-from ..api.tensors import spec_of
 from ..checkpoint.files import open_checkpoint
-from ..checkpoint.inventory import inventory
-from ..checkpoint.recognition import recognisers
 from ..errors import CheckpointError, ConverterError, shown
 from ..planning.stores import read_whole
-from ..plugins.registry import Registry
-from .collect import linear_layers
+from .statistics import Kept
 
 PIPELINE, CONFIG = "model_index.json", "config.json"
 
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """Of the runs. None: what the pipeline does by itself. tokens: sampled of each input."""
+    """Of the runs. None: what the pipeline does by itself.
+
+    tokens: sampled of each input; None: 1024, or 128 beside factors. rank: of the factors that stand for the second
+    moments of an input; 0: none.
+    """
 
     seed: int = 0
     steps: int | None = None
     height: int | None = None
     width: int | None = None
     frames: int | None = None
-    tokens: int = 1024
+    tokens: int | None = None
+    rank: int = 0
+
+    @property
+    def kept(self) -> Kept:
+        return Kept(self.tokens, self.rank)
 
 
 @dataclass(frozen=True)
@@ -123,23 +126,3 @@ def _called(module: nn.Module, path: str | Path) -> Any:
     with open_checkpoint(path) as file:
         given = {name: read_whole(file, name) for name in file.tensors}
     return module(**{name: value.to(device) for name, value in given.items()})
-
-
-def layers_of(module: nn.Module, registry: Registry) -> Mapping[str, str]:
-    """Module name -> the layer's name in the model's own naming, of every linear layer that could be quantized.
-
-    Of a model that no adapter knows: every linear layer, under the name it has.
-    """
-    linear = linear_layers(module)
-    tensors = SourceTensors({key: spec_of(value) for key, value in module.state_dict().items()})
-    adapters = [adapter() for adapter in registry.models.values() if not adapter.by_name]
-    known = recognisers(adapters, tensors, [])
-    if not known:
-        return {name: name for name in linear}
-    adapter = known[0][0]
-    named: dict[str, str] = {}
-    for info in inventory(adapter, tensors):
-        for ref in info.refs:
-            if info.kind == "linear":
-                named.setdefault(layer_of(ref.key), layer_of(adapter.rename(info.name, ORIGINAL)))
-    return {name: named[name] for name in linear if name in named}

@@ -9,8 +9,33 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..api.calibration import HELD_OUT
+from .low_rank import compressed, factors_of
+
 TOKENS = 1024
 """Sampled of each input where nobody says otherwise."""
+
+HELD_OUT_TOKENS = 128
+"""The same where there are factors: all of them are for comparing only."""
+
+PIECE = 1024
+"""Tokens that are looked at at a time."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of an input beside its sums. tokens: at the most; None: as many as are useful. rank: of factors."""
+
+    tokens: int | None = None
+    rank: int = 0
+
+    @property
+    def sampled(self) -> int:
+        return self.tokens if self.tokens is not None else HELD_OUT_TOKENS if self.rank else TOKENS
+
+    def nbytes(self, columns: int) -> int:
+        """Of one input, with what adding a run to it takes."""
+        return columns * (2 * 8 + 2 * self.sampled + 2 * 4 * self.rank)
 
 
 @dataclass
@@ -18,6 +43,8 @@ class InputStatistics:
     """Of one input of ``I`` channels, on the host.
 
     total, squares: float64 [I], sums over all tokens. tokens: bfloat16 [T, I], a uniform sample in random order.
+    factors: float32 [R, I], so that ``factors^T factors`` is the sum of ``x x^T``, but for what lies outside their
+    span; R is 0 where none are wanted. They see three of four tokens, and ``tokens`` are sampled from the others.
     """
 
     count: int
@@ -25,23 +52,35 @@ class InputStatistics:
     total: Tensor
     squares: Tensor
     tokens: Tensor
+    factors: Tensor
 
     @classmethod
-    def of(cls, tokens: Tensor, sampled: int, generator: torch.Generator) -> InputStatistics:
+    def of(cls, tokens: Tensor, kept: Kept, generator: torch.Generator) -> InputStatistics:
         """Of tokens [N, I] on any device."""
-        values = tokens.float()
-        few = torch.randperm(len(values), generator=generator)[:sampled].to(values.device)
+        order = torch.randperm(len(tokens), generator=generator)
+        seen = order[len(order) // HELD_OUT :] if kept.rank else order[:0]
+        picked = (order[: len(order) - len(seen)] if kept.rank else order)[: kept.sampled]
+        columns = tokens.shape[1]
+        total, squares = (torch.zeros(columns, dtype=torch.float64, device=tokens.device) for _ in range(2))
+        absmax = 0.0
+        for piece in tokens.split(PIECE):  # type: ignore[no-untyped-call]
+            values = piece.float()
+            absmax = max(absmax, float(values.abs().amax()))
+            total += values.sum(0, dtype=torch.float64)
+            squares += values.square().sum(0, dtype=torch.float64)
         return cls(
-            len(values),
-            float(values.abs().amax()),
-            values.sum(0, dtype=torch.float64).cpu(),
-            values.square().sum(0, dtype=torch.float64).cpu(),
-            values[few].to(torch.bfloat16).cpu(),
+            len(tokens),
+            absmax,
+            total.cpu(),
+            squares.cpu(),
+            tokens[picked.to(tokens.device)].to(torch.bfloat16).cpu(),
+            factors_of(tokens, seen.to(tokens.device), kept.rank).cpu(),
         )
 
-    def add(self, other: InputStatistics, sampled: int, generator: torch.Generator) -> None:
+    def add(self, other: InputStatistics, kept: Kept, generator: torch.Generator) -> None:
         """Both together; of the sampled tokens as many from each side as it has seen."""
-        self.tokens = _sample(self, other, sampled, generator)
+        self.tokens = _sample(self, other, kept.sampled, generator)
+        self.factors = compressed(torch.cat([self.factors, other.factors]), kept.rank)
         self.count += other.count
         self.absmax = max(self.absmax, other.absmax)
         self.total = self.total + other.total
@@ -71,7 +110,7 @@ class Calibration:
     layers: dict[str, str] = field(default_factory=dict)
     told: Mapping[str, str] = field(default_factory=dict)
 
-    def add(self, other: Calibration, sampled: int = TOKENS) -> None:
+    def add(self, other: Calibration, kept: Kept) -> None:
         """Both together. ValueError where they are of different models."""
         for layer in {*self.layers, *other.layers}:
             here, there = self._input(layer), other._input(layer)
@@ -83,9 +122,16 @@ class Calibration:
                 self.inputs[name] = one
             elif mine.total.shape != one.total.shape:
                 raise ValueError(f"{name} has {len(mine.total)} channels in one, and {len(one.total)} in the other")
+            elif bool(len(mine.factors)) != bool(len(one.factors)):
+                raise ValueError(f"{name} has factors (--rank) in one, and none in the other")
             else:
-                mine.add(one, sampled, generator_of(f"{name} {mine.count}"))
+                mine.add(one, kept, generator_of(f"{name} {mine.count}"))
         self.layers = {**other.layers, **self.layers}
+
+    def kept(self) -> Kept:
+        """As much as the input that holds the most."""
+        tokens = max((len(one.tokens) for one in self.inputs.values()), default=0)
+        return Kept(tokens, max((len(one.factors) for one in self.inputs.values()), default=0))
 
     def _input(self, layer: str) -> str:
         return self.layers.get(layer, layer)

@@ -16,7 +16,7 @@ import typer
 from . import exit_codes
 from .app import NAME, app
 from .failures import Failure, failure_of, report
-from .output import print_json
+from .output import print_json, print_json_line
 
 _USAGE_ERROR = typer.BadParameter.__bases__[0]  # click's, or typer's own copy of it since 0.26
 
@@ -50,6 +50,7 @@ def run(args: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if args is None else args
     as_json = "--json" in words
+    show = print_json_line if "batch" in words[:1] else print_json
     try:
         code = int(app(args, prog_name=NAME, standalone_mode=False) or exit_codes.OK)
     except (typer.Abort, KeyboardInterrupt):
@@ -59,14 +60,14 @@ def run(args: Sequence[str] | None = None) -> int:
             error.show()  # type: ignore[attr-defined]
             code = exit_codes.USAGE
             if as_json:
-                print_json(Failure("UsageError", [error.format_message()], code).as_dict())  # type: ignore[attr-defined]
+                show(Failure("UsageError", [error.format_message()], code).as_dict())  # type: ignore[attr-defined]
             return code
         failure = failure_of(error)
         if failure is None:
             raise
-        return report(failure, as_json)
+        return report(failure, show if as_json else None)
     if as_json and code in _STOPPED:
-        print_json(Failure(_STOPPED[code], ["finished weights are kept, and the same command resumes"], code).as_dict())
+        show(Failure(_STOPPED[code], ["finished weights are kept, and the same command resumes"], code).as_dict())
     return code
 
 

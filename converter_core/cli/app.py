@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import calibrate, convert, demo, init, inspect, plan, plugins, verify
+from . import batch, calibrate, clean, convert, demo, init, inspect, plan, plugins, verify
 from .command import Command, RecipeCommand
 
 NAME = "model-converter"
@@ -68,10 +68,12 @@ _both_spellings = {"token_normalize_func": lambda name: name.replace("_", "-")}
 
 app.command("convert", cls=RecipeCommand, context_settings=_both_spellings)(convert.convert)
 app.command("plan", cls=RecipeCommand, context_settings=_both_spellings)(plan.plan)
+app.command("batch", cls=Command, context_settings=_both_spellings)(batch.batch)
 app.command("inspect", cls=Command)(inspect.inspect)
 app.command("verify", cls=Command)(verify.verify)
 app.command("calibrate", cls=Command)(calibrate.calibrate)
 app.command("merge-calibrations", cls=Command)(calibrate.merge)
+app.command("clean", cls=Command)(clean.clean)
 app.command("init", cls=Command)(init.init)
 app.command("demo", cls=Command)(demo.demo)
 app.add_typer(plugins.app, name="plugins")

@@ -32,8 +32,19 @@ def calibrate(
     frames: Annotated[int | None, typer.Option("--frames", min=1, help="Of a video.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the first prompt; each next one has the next.")] = 0,
     tokens: Annotated[
-        int, typer.Option("--tokens", min=0, help="Sampled of each input, for rounding: gptq. 0: none.")
-    ] = 1024,
+        int | None,
+        typer.Option(
+            "--tokens", min=0, help="Sampled of each input, for rounding: gptq. 0: none.", show_default="1024"
+        ),
+    ] = None,
+    rank: Annotated[
+        int,
+        typer.Option("--rank", min=0, help="For rounding: gptq from a smaller file: vectors an input, e.g. 64."),
+    ] = 0,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", help="A recipe: gather for the layers that it quantizes only.", metavar="FILE"),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="As torch calls it.")] = "cpu",
     quiet: Quiet = False,
 ) -> None:
@@ -58,13 +69,14 @@ def calibrate(
             lines = [line.strip() for line in Path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{shown(prompts)}: cannot be read: {error}") from None
-    settings = CalibrationSettings(seed, steps, height, width, frames, tokens)
+    settings = CalibrationSettings(seed, steps, height, width, frames, tokens, rank)
     paths = gather(
         model,
         output,
         prompts=lines,
         inputs=inputs or (),
         settings=settings,
+        recipe=config,
         device=device,
         progress=None if quiet else show,
     )

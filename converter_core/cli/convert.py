@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..sizes import format_bytes
-from . import batch
+from . import several
 from .asked import Asked, Misused, recipes_from_flags
 from .flags import Flags, with_flags
 from .interrupt import resumable
@@ -39,7 +39,7 @@ def convert(
     if dry_run:
         show_plans(requests, as_json)
     elif len(requests) > 1:
-        raise typer.Exit(batch.run_all(requests, run, resume=not no_resume, quiet=quiet, as_json=as_json))
+        raise typer.Exit(several.run_all(requests, run, resume=not no_resume, quiet=quiet, as_json=as_json))
     else:
         result = run(requests[0], resume=not no_resume, quiet=quiet or as_json)
         if as_json:

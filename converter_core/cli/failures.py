@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConverterError, listed, shown
 from . import exit_codes
-from .output import IN_JSON, message, print_json
+from .output import IN_JSON, message
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ def failure_of(error: Exception) -> Failure | None:
     return None
 
 
-def report(failure: Failure, as_json: bool) -> int:
-    """Print it; its exit code."""
+def report(failure: Failure, show: Callable[[Any], None] | None = None) -> int:
+    """Print it, and with ``show`` as JSON values too; its exit code."""
     failure.show()
-    if as_json:
-        print_json(failure.as_dict())
+    if show is not None:
+        show(failure.as_dict())
     return failure.exit_code

@@ -40,6 +40,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
+def print_json_line(value: Any) -> None:
+    """One of several, each on a line of its own, seen at once by what reads them."""
+    print(json.dumps(value), flush=True)
+
+
 def console() -> Console:
     """For results. Nothing in them is taken for markup: names come from strangers' files."""
     from rich.console import Console

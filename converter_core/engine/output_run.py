@@ -12,7 +12,7 @@ from ..api.tensors import raw
 from ..containers.index import some
 from ..errors import PlanError, shown
 from ..folder import Folder
-from ..output.finished import Finished, wrong_at_sight
+from ..output.finished import wrong_at_sight
 from ..output.journal import Begun, Journal
 from ..output.manifest import manifest_name
 from ..output.staging import StagedFile, Staging, checksum
@@ -20,20 +20,21 @@ from ..output.unfinished import look_for_unfinished
 from ..planning.jobs import Export, Job
 from ..planning.plan import OutputPlan, Plan
 from .publish import publish
+from .source_claims import SourceClaims
 
 
 class OutputRun:
     """``crc32``: of every tensor that is done, by key. Any number of threads may check and finish jobs.
 
-    suspects: weights whose sources are to be read again; found: the checksums of what was read then. standing: files
-    that are right under their final names; they are kept. changed: files of the finished output that turned out to be
-    others than were published, by their checksums.
+    claims: what finished weights were made of. standing: files that are right under their final names; they are kept.
+    changed: files of the finished output that turned out to be others than were published, by their checksums.
     """
 
     def __init__(self, plan: OutputPlan, folder: Folder, resume: bool) -> None:
         """folder: the output's, locked."""
         self.plan = plan
         self.folder = folder
+        self.place = plan.destination.place(folder)
         self.crc32: dict[str, int] = {}
         self.staging = Staging(folder, plan.name, plan.file_layouts)
         unfinished = look_for_unfinished(folder, plan.name)
@@ -41,23 +42,12 @@ class OutputRun:
         self.begun = unfinished.begun if resume and resumes else None
         self._publishes = unfinished.publishes if resumes else frozenset()
         self._staged = unfinished.files
-        self._moved = self.begun is not None and bool(plan.fingerprint.moved(self.begun.identity))
-        self.suspects = self._suspects()
-        self.found: dict[str, str] = {}
+        self.claims = SourceClaims(plan, self.begun)
         self.sources: dict[str, str] = {}
-        self.stale: frozenset[str] = frozenset()
         self.changed: tuple[str, ...] = ()
         self.standing: frozenset[str] = frozenset()
         self._claims: dict[str, int] = {}
         self._lock = threading.Lock()
-
-    def _suspects(self) -> frozenset[str]:
-        finished, suspects = self.plan.state.finished, set[str]()
-        if finished is not None and finished.moved:
-            suspects |= finished.sources.keys()
-        if self._moved and self.begun is not None:
-            suspects |= self.begun.done.keys()
-        return frozenset(suspects)
 
     @property
     def is_done(self) -> bool:
@@ -66,9 +56,9 @@ class OutputRun:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        path = shown(self.folder.path)
+        path = shown(self.place)
         changed = (f"{path}: {shown(name)} was changed since the conversion; made again" for name in self.changed)
-        stale = some(sorted(self.stale), 10)
+        stale = some(sorted(self.claims.stale), 10)
         return (*changed, *([f"{path}: the source of {stale} is another than it was; made again"] if stale else []))
 
     def _claimed(self) -> dict[str, int]:
@@ -88,7 +78,7 @@ class OutputRun:
     def compare(self) -> None:
         """Read what stands under final names already and may not be what it should; sets ``standing``, ``changed``.
 
-        Before, ``found`` has the checksums for all ``suspects``.
+        Before, ``claims.found`` has the checksums of all suspects.
         """
         self._compare_sources()
         self._claims = self._claimed()
@@ -106,39 +96,27 @@ class OutputRun:
     def _compare_sources(self) -> None:
         """What is finished is of another conversion if its source was another; of what is not, the rest is kept."""
         finished = self.plan.state.finished
-        if finished is not None and finished.moved and (others := sorted(self._others(finished))):
+        if finished is not None and (others := self.claims.others(finished)):
             self._replace_another(others)
-        if self._moved and self.begun is not None:
-            done, sources = self.begun.done, self.begun.sources
-            self.stale = frozenset(name for name in done if self.found.get(name) != sources[name])
-            self._check_half_published({key for name in self.stale for key in done[name]})
-            kept = {name: sums for name, sums in done.items() if name not in self.stale}
-            self.begun = replace(self.begun, done=kept) if kept or not done else None
-
-    def _others(self, finished: Finished) -> Iterator[str]:
-        """Weights and added tensors that would come out of other values than they did."""
-        for weight in self.plan.weights:
-            name = weight.info.name
-            if weight.info.sources and finished.sources.get(name, "") != self.found.get(name):
-                yield name
-        for key, data in self._constants():
-            if finished.crc32.get(key) != zlib.crc32(data):
-                yield key
+        if self.begun is not None:
+            kept = self.claims.kept(self.begun)
+            self._check_half_published({key for name in self.claims.stale for key in self.begun.done[name]})
+            self.begun = kept
 
     def _check_half_published(self, stale: Collection[str]) -> None:
         """What stands under a final name is of another conversion if its source was another."""
         files = {self.plan.weight_map[key] for key in stale if key in self.plan.weight_map} & self._publishes
-        files = {name for name in files - self._staged if self.folder.status(name) is not None}
+        files = {name for name in files - self._staged if self.place.standing(name) is not None}
         if files and not self.plan.recipe.output.overwrite:
             raise PlanError(
-                f"{shown(self.folder.path)}: an interrupted run of another source with the same headers published "
+                f"{shown(self.place)}: an interrupted run of another source with the same headers published "
                 f"{some(sorted(files))}; set output.overwrite: true to replace that, or choose another output.path"
             )
 
     def _replace_another(self, others: Sequence[str]) -> None:
         if not self.plan.recipe.output.overwrite:
             raise PlanError(
-                f"{shown(self.folder.path)}: holds this conversion of another source with the same headers: "
+                f"{shown(self.place)}: holds this conversion of another source with the same headers: "
                 f"{some(others)} differ; set output.overwrite: true to replace it, or choose another output.path"
             )
         self.plan = replace(self.plan, state=self.plan.current_state(other_source=True))
@@ -147,15 +125,15 @@ class OutputRun:
         """Weight files that an interrupted run of this conversion gave their final names."""
         published, foreign = [], []
         for name in sorted((self.begun.publishes if self.begun else frozenset()) - self._staged):
-            layout, status = self.plan.file_layouts.get(name), self.folder.status(name)
-            if layout is None or status is None:
+            layout, there = self.plan.file_layouts.get(name), self.place.standing(name)
+            if layout is None or there is None:
                 continue
-            if wrong_at_sight(self.folder, name, status, layout.size, layout):
+            if wrong_at_sight(self.place, name, there, layout.size, layout):
                 foreign.append(name)
             else:
                 published.append(name)
         if foreign and not self.plan.recipe.output.overwrite:
-            path = shown(self.folder.path / foreign[0])
+            path = shown(self.place.text(foreign[0]))
             raise PlanError(
                 f"{path}: is not what the interrupted run published there; move it away, or set output.overwrite: true"
             )
@@ -172,10 +150,10 @@ class OutputRun:
         layout = self.plan.file_layouts.get(name)
         if layout is None:
             finished = self.plan.state.finished
-            return finished is not None and checksum(self.folder, name, 0, None) == finished.sides.get(name)
+            return finished is not None and self.place.checksum(name, 0, None) == finished.sides.get(name)
         sizes = self.plan.tensor_sizes
         return all(
-            key in self._claims and checksum(self.folder, name, at, sizes[key]) == self._claims[key]
+            key in self._claims and self.place.checksum(name, at, sizes[key]) == self._claims[key]
             for key, at in layout.offsets.items()
         )
 
@@ -191,8 +169,8 @@ class OutputRun:
             staging.clear()
         else:
             self.journal = Journal(staging.folder)
-            if self._moved:
-                self.journal.compared(plan.fingerprint.identity, self.stale)
+            if self.claims.moved:
+                self.journal.compared(plan.fingerprint.identity, self.claims.stale)
         staging.prepare(self.standing)
         for key, data in self._constants():
             if plan.weight_map[key] in self.standing:
@@ -215,7 +193,7 @@ class OutputRun:
                 source = self._standing_source(name)
                 continue
             at = self.plan.file_layouts[file].offsets[key]
-            if key not in claims or checksum(self.staging.files, file, at, tensor.spec.nbytes) != claims[key]:
+            if key not in claims or self.staged_checksum(file, key, at, tensor.spec.nbytes) != claims[key]:
                 return False
             found[key] = claims[key]
         with self._lock:
@@ -228,6 +206,10 @@ class OutputRun:
         finished = self.plan.state.finished
         sources = finished.sources if finished is not None else self.begun.sources if self.begun else {}
         return sources.get(weight, "")
+
+    def staged_checksum(self, file: str, key: str, at: int, nbytes: int) -> int:
+        """crc32 of a tensor's bytes in its staged file; -1 if they cannot be read."""
+        return checksum(self.staging.files, file, at, nbytes)
 
     def open(self, export: Export) -> StagedFile:
         return self.staging.open(self.plan.weight_map[export.tensors[0].key])
@@ -242,6 +224,9 @@ class OutputRun:
 
     def publish(self, plan: Plan) -> None:
         publish(plan, self.plan, self.staging, self.journal, self.crc32, self.sources, self.standing)
+
+    def wake(self) -> None:
+        """The run is over: let everyone through who waits here."""
 
     def tidy(self) -> None:
         """Away with what a finished output needs no longer."""

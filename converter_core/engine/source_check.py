@@ -13,8 +13,8 @@ from .worker_pool import Progress, WorkerPool
 
 def compare_sources(plan: Plan, runs: Sequence[OutputRun], progress: Callable[[Progress], None] | None) -> None:
     """Read again what the suspects of these runs were made of, each weight once, and tell the runs what was found."""
-    suspects = [run for run in runs if run.suspects]
-    jobs = [job for job in plan.jobs if any(job.info.name in run.suspects for run in suspects)]
+    suspects = [run for run in runs if run.claims.suspects]
+    jobs = [job for job in plan.jobs if any(job.info.name in run.claims.suspects for run in suspects)]
     if not jobs:
         return
     plan.stores.check_open()
@@ -29,7 +29,7 @@ def compare_sources(plan: Plan, runs: Sequence[OutputRun], progress: Callable[[P
             sums = SourceSums(plan.stores, job, job.exports)
             for export in job.exports:
                 if export.output in by_number:
-                    by_number[export.output].found[job.info.name] = sums.of(export)
+                    by_number[export.output].claims.found[job.info.name] = sums.of(export)
             pool.advance(job.source_nbytes)
 
     pool.run(jobs, plan.resources.workers, compare, lambda: None)

@@ -19,13 +19,14 @@ from ..checkpoint.files import NothingKnown, open_checkpoint
 from ..checkpoint.recognition import open_source, recognisers
 from ..checkpoint.roots import components_of
 from ..errors import CheckpointError, Refused
-from ..output.manifest import SUFFIX, load_manifest
+from ..output.manifest import SUFFIX, parse_manifest
 from ..planning import provenance, transcode
 from ..planning.planner import source_tensors
 from ..planning.transcode import Quantized
 from ..plugins.attribution import attribute_errors, call_each
 from ..plugins.registry import Registry, load_plugins
 from ..recipe.load import make_plugin
+from ..trusted import MANIFEST
 from . import clues
 from .values import FileSummary, Inspection, QuantizedSummary, TensorSummary
 
@@ -99,7 +100,7 @@ def _describe(
     manifest = _manifest_of(checkpoint)
     target, found = _target_of(tensors, manifest, registry, skipped)
     if found is not None and target is not None:
-        found = transcode.with_shapes(found, tensors, target, registry)
+        found = transcode.with_shapes(found, tensors, registry)
     original = transcode.unpacked(tensors, found) if found else tensors
     adapter, variant = next(iter(() if is_statistics else recognisers(adapters, original, skipped)), (None, None))
     foreign = set(adapter.foreign(original)) if adapter else set()
@@ -153,10 +154,13 @@ def _absolute(checkpoint: Checkpoint) -> str:
 def _manifest_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """What a manifest beside the files says of them; empty where there is none, or where it speaks of others."""
     names = {file.name for file in checkpoint.files}
-    root = checkpoint.root.path
-    for path in sorted(root.glob(f"*{SUFFIX}")) if root is not None else ():
+    try:
+        entries = checkpoint.root.entries() or ()
+    except CheckpointError:
+        return {}
+    for manifest in (checkpoint.root / entry.name for entry in entries if entry.name.endswith(SUFFIX)):
         try:
-            content = load_manifest(path)
+            content = parse_manifest(manifest.content(MANIFEST), manifest)
         except CheckpointError:
             continue
         if names <= set(content.get("files", {})):
@@ -174,12 +178,12 @@ def _target_of(
             target = make_plugin(registry.targets[named], _options(manifest))
         except Refused:
             target = registry.targets[named]()
-        for _, weights in call_each([target], lambda target: target.detect(tensors), skipped):
-            if weights:
-                return target, Quantized(named, weights)
+        for _, found in call_each([target], lambda target: transcode.as_quantized(target, tensors), skipped):
+            if found.weights:
+                return target, found
     first = min(registry.targets.values(), key=lambda cls: not cls.default, default=None)
-    found = transcode.recognise(tensors, registry, first(), skipped) if first else None
-    return (registry.targets[found.target](), found) if found else (None, None)
+    best = transcode.recognise(tensors, registry, first(), skipped) if first else None
+    return (best.dress, best) if best else (None, None)
 
 
 def _options(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -201,6 +205,8 @@ def _summary(found: Quantized, metadata: Mapping[str, Any], manifest: Mapping[st
 def _of_statistics(tensors: SourceTensors) -> str:
     counts = [key for key in tensors if key.endswith(".count")]
     sampled = [spec.shape[0] for key, spec in tensors.items() if key.endswith(".tokens")]
+    ranks = [spec.shape[0] for key, spec in tensors.items() if key.endswith(".factors")]
     tokens = f"up to {max(sampled)} tokens of each" if sampled else "no tokens"
+    tokens += f" and factors of rank {max(ranks)}" if ranks else ""
     shared = len(inputs_of(tensors))
     return f"activation statistics of {len(counts)} inputs, which {shared} more layers share; {tokens}"

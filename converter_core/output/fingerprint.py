@@ -68,7 +68,7 @@ def fingerprint(
     return Fingerprint(digest(made_of), made_of, {file.name: file.identity for file in sources})
 
 
-_PLACES = {"source": ("path", "calibration", "on_unmatched"), "output": ("path", "overwrite")}
+_PLACES = {"source": ("path", "calibration", "on_unmatched"), "output": ("path", "overwrite", "state_folder")}
 
 
 def _without_paths(value: Any, files: Mapping[str, str]) -> Any:

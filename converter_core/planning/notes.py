@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..api.formats import UNQUANTIZED
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
-from ..api.values import PlannedWeight, Stored
+from ..api.tensors import spec_of
+from ..api.values import PlannedWeight, Stored, TensorSpec
 from ..output.state import OutputState
 from ..sizes import format_bytes
-from .assignment import Assignment
-from .jobs import Job
+from .jobs import BoundTensor, Job
 from .passthrough import Passthrough
 from .plan import OutputPlan
 from .resources import Resources
 from .slab_size import cut
 
 
-def unmatched_names(assignments: Iterable[Assignment]) -> Iterable[str]:
-    """Of each quantizer, on the names of the weights it was chosen for."""
-    chosen: dict[Quantizer, list[str]] = {}
-    for assignment in assignments:
-        if assignment.quantizer.name != Passthrough.name:
-            chosen.setdefault(assignment.quantizer, []).append(assignment.info.name)
-    for quantizer, names in chosen.items():
-        yield from quantizer.check_names(names)
+def of_quantizers(jobs: Iterable[Job]) -> Iterable[str]:
+    """Of each quantizer, on the weights it was chosen for."""
+    chosen: dict[Quantizer, dict[str, Mapping[str, TensorSpec]]] = {}
+    for job in jobs:
+        for export in job.exports:
+            if not isinstance(export.quantizer, Passthrough):
+                chosen.setdefault(export.quantizer, {})[job.info.name] = {
+                    name: given.spec if isinstance(given, BoundTensor) else spec_of(given)
+                    for name, given in export.inputs.items()
+                }
+    for quantizer, weights in chosen.items():
+        yield from quantizer.remarks(weights)
 
 
 def without_bias(names: Sequence[str]) -> Iterable[str]:
@@ -66,4 +70,4 @@ def of_target(target: Target, weights: Iterable[PlannedWeight]) -> Iterable[str]
 def of_outputs(outputs: Sequence[OutputPlan]) -> Iterable[str]:
     """The notes of all; of several each with the folder of its output."""
     for output in outputs:
-        yield from (f"{output.path.name}: {note}" if len(outputs) > 1 else note for note in output.notes)
+        yield from (f"{output.destination.name}: {note}" if len(outputs) > 1 else note for note in output.notes)

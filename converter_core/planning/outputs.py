@@ -14,19 +14,23 @@ from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.tensors import spec_of
 from ..api.values import Extras, FileLayout, OutputTensor, PlannedWeight, TensorSpec, WeightInfo
+from ..api.writers import PartWriter
 from ..checkpoint.files import weight_suffixes
 from ..errors import CheckpointError, PlanError, PluginError, Refused
 from ..output import fingerprint, side_files
 from ..output import state as output_folder
+from ..output.destination import Destination
 from ..output.manifest import manifest_name
-from . import file_layout, notes, provenance, validate
+from ..system import can_punch
+from . import exact_numbers, file_layout, notes, provenance, validate
 from .dequantize import DEQUANTIZED
 from .drafts import Draft, SourcePlan
 from .passthrough import Passthrough
+from .pending import most_pending
 from .plan import OutputPlan, groups_of
 
 
-def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
+def finish(made: Draft, source: SourcePlan, destination: Destination) -> tuple[OutputPlan, list[str]]:
     """Lay out the files of an output that nothing speaks against; the plan, and what speaks against it now."""
     recipe, target = made.recipe, made.target
     extras = target.extras(source.model, made.weights)
@@ -54,7 +58,15 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     inputs = sorted({*_input_files(quantizers, recipe.source.calibration), *source.adapter.input_files()})
     loras = source.loras.metadata()
     decoded = {DEQUANTIZED: source.stores.base.decoded_from} if source.stores.base.decoded else {}
-    metadata = {**container.metadata, **_metadata(made, source, inputs), **loras, **decoded, **extras.metadata}
+    numbers = exact_numbers.header(made.numbers)
+    metadata = {
+        **container.metadata,
+        **_metadata(made, source, inputs),
+        **loras,
+        **decoded,
+        **numbers,
+        **extras.metadata,
+    }
     layouts = _placed(made, placed, metadata)
     weight_map = {tensor.key: file for file, group in placed.items() for weight in group for tensor in weight.outputs}
     side, copies = _side(made, source, extras, weights, weight_map, problems)
@@ -64,11 +76,16 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     beside = {name: fingerprint.content_hash(str(path)) for name, path in copies.items()}
     mark = fingerprint.fingerprint(recipe.as_dict(), files, contents, distributions, beside)
     planned = (*layouts, *side, *copies, manifest_name(made.name))
-    path = Path(recipe.output.path)
-    state = output_folder.output_state(path, made.name, layouts, planned, mark, recipe.output.overwrite)
+    state = output_folder.output_state(destination, made.name, layouts, planned, mark, recipe.output.overwrite)
+    pending = None
+    if isinstance(destination.writer, PartWriter) and can_punch():
+        sizes = {tensor.key: tensor.spec.nbytes for weight in weights for tensor in weight.outputs}
+        number = made.number
+        pending = most_pending(made.jobs, number, layouts, sizes, weight_map, constants, destination.writer)
     plan = OutputPlan(
         number=made.number,
         recipe=recipe,
+        destination=destination,
         name=made.name,
         target=target,
         container=container,
@@ -80,6 +97,7 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
         weight_map=weight_map,
         side=side,
         copies=copies,
+        pending=pending,
         groups=groups_of(made.jobs, made.number),
         rules=made.assignments.rules,
         fingerprint=mark,

@@ -19,6 +19,7 @@ from ..checkpoint.inventory import inventory, skipped_tensors
 from ..checkpoint.recognition import open_source, recognisers
 from ..errors import CheckpointError, PlanError, shown
 from ..output import state as output_folder
+from ..output.destination import destination
 from ..output.side_files import CONFIG
 from ..plugins import attribution
 from ..plugins.registry import Registry, load_plugins
@@ -28,7 +29,7 @@ from ..storage.location import Location
 from ..trusted import CONFIG as CONFIG_BYTES
 from . import notes, resources, transcode, validate
 from .dequantize import Dequantized
-from .drafts import SourcePlan, target_of
+from .drafts import SourcePlan, in_its_dress, target_of
 from .drafts import draft as draft_of
 from .jobs import merged
 from .loras import plan_loras
@@ -89,8 +90,7 @@ def _plan(
     tensors = source_tensors(stores.base)
     quantized = transcode.recognise(tensors, registry, targets[0], skipped)
     if quantized is not None:
-        target = registry.targets[quantized.target]()
-        quantized = transcode.with_shapes(quantized, tensors, target, registry)
+        quantized = transcode.with_shapes(quantized, tensors, registry)
         tensors = transcode.unpacked(tensors, quantized)
     adapter, variant = _recognise(adapters, tensors, stores.base.location, skipped)
     own = transcode.without(quantized, adapter.foreign(tensors))
@@ -120,18 +120,22 @@ def _plan(
     problems += loras.problems
     inference = ShapeInference(adapter)
     source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, inference, found.name, loras)
-    for one in recipes:
+    destinations = [destination(one.output, registry.storages) for one in recipes]
+    for to in destinations:
         files = (Path(file.path) for file in stores.base.files)
-        if stores.base.location.path is not None:
-            problems += output_folder.check_apart(Path(one.output.path), stores.base.location.path, files)
-    drafts = [draft_of(number, *pair, source) for number, pair in enumerate(zip(recipes, targets, strict=True))]
+        if to.location is not None:
+            problems += output_folder.check_urls_apart(str(to), str(stores.base.location))
+        elif stores.base.location.path is not None:
+            problems += output_folder.check_apart(to.folder, stores.base.location.path, files)
+    dressed = [in_its_dress(*pair, source) for pair in zip(recipes, targets, strict=True)]
+    drafts = [draft_of(number, *pair, source) for number, pair in enumerate(dressed)]
     problems += dict.fromkeys(problem for draft in drafts for problem in draft.problems)
     if problems:
         raise PlanError(*problems)
 
     planned: list[OutputPlan] = []
-    for draft in drafts:
-        output, against = finish(draft, source)
+    for draft, to in zip(drafts, destinations, strict=True):
+        output, against = finish(draft, source, to)
         planned.append(output)
         problems += against
     problems += validate.outputs_apart(planned)
@@ -167,13 +171,13 @@ def source_tensors(
 ) -> SourceTensors:
     """The tensors of a checkpoint as plugins see them, with its metadata and its config."""
     found = checkpoint.tensors if tensors is None else tensors
-    config = _config(checkpoint.root)
+    config = config_beside(checkpoint.root)
     if checkpoint.decoded:
         config = {key: value for key, value in config.items() if key != "quantization_config"}
     return SourceTensors(found, checkpoint.metadata, config, stores, partial(read_whole, checkpoint))
 
 
-def _config(root: Location) -> Mapping[str, Any]:
+def config_beside(root: Location) -> Mapping[str, Any]:
     """The ``config.json`` beside the weights; empty if there is none that can be read."""
     try:
         config = json.loads((root / CONFIG).content(CONFIG_BYTES))
@@ -212,5 +216,6 @@ def missing_disk(planned: Sequence[OutputPlan]) -> list[str]:
             found.append(
                 f"{output.path}: needs {format_bytes(needed[device])} of disk and {format_bytes(free)} are free; make "
                 f"room for {format_bytes(needed[device] - free)} more"
+                + (", or choose another output.state_folder" if output.destination.location is not None else "")
             )
     return found

@@ -39,6 +39,7 @@ __all__ = [
     "Rule",
     "SourceSection",
     "TargetSection",
+    "accept",
     "check_recipe",
     "load_recipe",
     "make_plugin",
@@ -62,7 +63,16 @@ def load_recipe(
     registry = registry or load_plugins()
     if isinstance(source, Recipe) and source.accepted_by is registry and not overrides:
         return source
-    document = _document(source)
+    return accept(_document(source), registry, overrides, labels)
+
+
+def accept(
+    document: Document,
+    registry: Registry,
+    overrides: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Recipe:
+    """As ``load_recipe``, of data that has been read. The document is changed."""
     for path, value in _consistent(overrides or {}, document.data).items():
         label = (labels or {}).get(path, "overrides")
         reason = _override(document.data, path, value)

@@ -40,7 +40,8 @@ class HeldOut:
             return None
         if not found or "tokens" not in found:
             return None
-        return split_tokens(read_whole(self._file, found["tokens"].key))[1].float().t().contiguous()
+        tokens = read_whole(self._file, found["tokens"].key)
+        return split_tokens(tokens, has_factors="factors" in found)[1].float().t().contiguous()
 
 
 class OutputError:

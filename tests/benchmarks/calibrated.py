@@ -4,12 +4,15 @@
     python tests/benchmarks/calibrated.py --steps 50   trains less
 
 A layer's error is the squared difference of its outputs for tokens of other files than the ones it was calibrated on.
-Cells: the change against the same scheme's ``mse``, median [best, worst] over the layers. Seeded.
+Cells: the change against the same scheme's ``mse``, median [best, worst] over the layers. The second table is of the
+whole model, all its layers quantized: the squared error of the logits for texts it has not seen. Seeded.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import math
 import sys
 import sysconfig
 import time
@@ -21,7 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from converter_core.api.calibration import HELD_OUT
 from converter_core.calibration.collect import Collector, linear_layers
+from converter_core.calibration.statistics import Calibration, Kept
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
@@ -35,6 +40,8 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "gptq": {"scale_rule": "mse", "rounding": "gptq"},
     "gptq + bias": {"scale_rule": "mse", "rounding": "gptq", "bias_correction": True},
 }
+RANKS = (16, 64)
+"""Of factors that gptq has in the place of tokens."""
 CONTEXT = 128
 
 
@@ -98,8 +105,8 @@ def trained(text: Tensor, steps: int, draw: torch.Generator) -> Bytes:
     return model.eval()
 
 
-def gathered(model: Bytes, text: Tensor, runs: int, tokens: int, draw: torch.Generator) -> Collector:
-    collector = Collector(model, {name: name for name in linear_layers(model) if name != "head"}, tokens)
+def gathered(model: Bytes, text: Tensor, runs: int, kept: Kept, draw: torch.Generator) -> Collector:
+    collector = Collector(model, {name: name for name in linear_layers(model) if name != "head"}, kept)
     with torch.no_grad(), collector:
         for _ in range(runs):
             model(batch(text, 16, draw)[:, :-1])
@@ -114,20 +121,44 @@ def output_error(layer: nn.Linear, parts: Mapping[str, Tensor], restored: Tensor
     return float(difference.square().sum())
 
 
-def errors_of(layer: nn.Linear, given: Mapping[str, Tensor], inputs: Tensor) -> Iterator[tuple[str, str, float]]:
-    """(scheme, way, error against the scheme's mse)"""
+def statistics_of(found: Calibration, name: str) -> dict[str, Tensor]:
+    given = found.inputs[found.layers.get(name, name)]
+    made = {"mean": (given.total / given.count).float(), "mean_square": (given.squares / given.count).float()}
+    if len(given.factors):
+        made["factors"] = given.factors / math.sqrt(given.count * (1 - 1 / HELD_OUT))
+    return {**made, "tokens": given.tokens}
+
+
+def made_of(
+    layer: nn.Linear, given: Mapping[str, Tensor], low_rank: Mapping[str, Mapping[str, Tensor]]
+) -> Iterator[tuple[str, str, Tensor, Tensor | None]]:
+    """(scheme, way, restored weight, new bias), ``mse`` first of each scheme. low_rank: way -> statistics."""
     weight = layer.weight.detach().bfloat16()
     for scheme in SCHEMES:
         plain: Any = scheme(scale_rule="mse")
         observed = plain.observe(weight)
-        parts = plain.quantize(weight, **observed)
-        base = output_error(layer, {}, plain.dequantize(parts), inputs)
+        yield scheme.name, "mse", plain.dequantize(plain.quantize(weight, **observed)), None
         for way, options in WAYS.items():
             quantizer: Any = scheme(**options)
             wanted = {name: given[name] for name, _ in quantizer._wanted()}
             bias = {"bias": layer.bias.detach()} if quantizer.wants_bias else {}
             parts = quantizer.quantize(weight, **observed, **quantizer.prepare(wanted), **bias)
-            yield scheme.name, way, output_error(layer, parts, quantizer.dequantize(parts), inputs) / base - 1
+            yield scheme.name, way, quantizer.dequantize(parts), parts.get("bias")
+        for way, made in low_rank.items():
+            quantizer = scheme(**WAYS["gptq"])
+            parts = quantizer.quantize(weight, **observed, **quantizer.prepare(made))
+            yield scheme.name, way, quantizer.dequantize(parts), None
+
+
+def whole_error(model: Bytes, replaced: Mapping[str, tuple[Tensor, Tensor | None]], seen: Tensor) -> float:
+    """Of the logits, with these layers' weights and biases in the place of the model's own."""
+    other = copy.deepcopy(model)
+    for name, (weight, bias) in replaced.items():
+        layer = other.get_submodule(name)
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return float((other(seen) - model(seen)).square().sum())
 
 
 def cell(changes: Sequence[float]) -> str:
@@ -145,27 +176,36 @@ def main() -> None:
     for_training = text.split(len(text) * 8 // 10)
     for_calibration, held_out = for_training[1].chunk(2)
     model = trained(for_training[0], chosen.steps, draw)
-    known = gathered(model, for_calibration, 8, chosen.tokens, draw).finished()
-    others = gathered(model, held_out, 4, 4096, draw).finished()
+    known = gathered(model, for_calibration, 8, Kept(chosen.tokens), draw).finished()
+    low_rank = {
+        f"gptq, rank {rank}": gathered(model, for_calibration, 8, Kept(rank=rank), draw).finished() for rank in RANKS
+    }
+    others = gathered(model, held_out, 4, Kept(4096), draw).finished()
     found: dict[tuple[str, str], list[float]] = {}
+    replaced: dict[tuple[str, str], dict[str, tuple[Tensor, Tensor | None]]] = {}
     layers = [name for name in linear_layers(model) if name != "head"]
     with torch.no_grad():
         for name in layers:
-            given = known.inputs[known.layers.get(name, name)]
-            statistics = {
-                "mean": (given.total / given.count).float(),
-                "mean_square": (given.squares / given.count).float(),
-                "tokens": given.tokens,
-            }
             inputs = others.inputs[others.layers.get(name, name)].tokens.float()
-            for scheme, way, change in errors_of(model.get_submodule(name), statistics, inputs):
-                found.setdefault((scheme, way), []).append(change)
+            made = {way: statistics_of(found, name) for way, found in low_rank.items()}
+            layer, base = model.get_submodule(name), 0.0
+            for scheme, way, restored, bias in made_of(layer, statistics_of(known, name), made):
+                error = output_error(layer, {} if bias is None else {"bias": bias}, restored, inputs)
+                base = error if way == "mse" else base
+                found.setdefault((scheme, way), []).append(error / base - 1)
+                replaced.setdefault((scheme, way), {})[name] = (restored, bias)
             print(".", end="", file=sys.stderr, flush=True)
+        seen = batch(held_out, 64, draw)[:, :-1]
+        whole = {key: whole_error(model, layers_of_way, seen) for key, layers_of_way in replaced.items()}
     print(f"\n{len(layers)} layers, {time.monotonic() - started:.0f} s", file=sys.stderr)
     print("| | " + " | ".join(scheme.name for scheme in SCHEMES) + " |")
     print("|---|" + "---|" * len(SCHEMES))
-    for way in WAYS:
+    for way in (*WAYS, *low_rank):
         print(f"| {way} | " + " | ".join(cell(found[scheme.name, way]) for scheme in SCHEMES) + " |")
+    print("\nThe whole model:")
+    for way in (*WAYS, *low_rank):
+        changes = [whole[scheme.name, way] / whole[scheme.name, "mse"] - 1 for scheme in SCHEMES]
+        print(f"| {way} | " + " | ".join(f"{100 * change:+.1f}".replace("-", "−") for change in changes) + " |")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import nn
 
 import converter_core
 from converter_core.calibration import calibrate as running
-from converter_core.calibration.statistics import InputStatistics, generator_of
+from converter_core.calibration.statistics import InputStatistics, Kept, generator_of
 from converter_core.cli import run
 
 DIM = 16
@@ -118,10 +118,10 @@ def test_merged_is_as_gathered_in_one_go(model: nn.Module, tmp_path: Path) -> No
 def test_a_sample_is_uniform_over_all_that_was_seen() -> None:
     def numbered(begin: int, end: int) -> InputStatistics:
         tokens = torch.arange(begin, end).float().unsqueeze(1)
-        return InputStatistics.of(tokens, 64, generator_of(str(begin)))
+        return InputStatistics.of(tokens, Kept(64), generator_of(str(begin)))
 
     total = numbered(0, 192)
-    total.add(numbered(192, 256), 64, generator_of("sum"))
+    total.add(numbered(192, 256), Kept(64), generator_of("sum"))
     assert total.count == 256
     assert len(total.tokens) == 64
     late = int((total.tokens >= 192).sum())
@@ -200,3 +200,62 @@ def test_a_wan_transformer_made_by_diffusers(tmp_path: Path) -> None:
         assert [job.info.name for job in plan.jobs if job.exports[0].quantizer.name == "int8"]
         converter_core.convert(plan)
     assert converter_core.verify(tmp_path / "out", folder).ok
+
+    recipe["quantization"] = {
+        "method": "none",
+        "rules": [{"match": "blocks.0.ffn.*", "method": "int8", "options": {"rounding": "gptq"}}],
+    }
+    recipe["source"]["calibration"], recipe["output"]["name"] = str(tmp_path / "ffn.safetensors"), "y"
+    settings = converter_core.CalibrationSettings(rank=8, tokens=140)
+    calls = [tmp_path / "call.safetensors"] * 3
+    converter_core.calibrate(folder, tmp_path / "ffn.safetensors", inputs=calls, settings=settings, recipe=recipe)
+    of_layers = {key.partition(".count")[0] for key in load_file(tmp_path / "ffn.safetensors") if ".count" in key}
+    assert of_layers == {"blocks.0.ffn.0", "blocks.0.ffn.2"}
+    converter_core.convert(recipe)
+    file = str(tmp_path / "ffn.safetensors")
+    report = converter_core.verify(tmp_path / "out" / "y.manifest.json", folder, calibration=file)
+    assert report.ok
+    recipe["quantization"]["rules"] = [{"match": "blocks.7.*", "method": "int8"}]
+    with pytest.raises(converter_core.ConverterError, match=r"'blocks\.7\.\*' matches no weight"):
+        converter_core.calibrate(folder, tmp_path / "z.safetensors", inputs=calls, recipe=recipe)
+
+
+def correlated(count: int, seed: int) -> torch.Tensor:
+    """Most of it in four directions of 40."""
+    mix = torch.randn(4, 40, generator=torch.Generator().manual_seed(5)) * 6
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 4, generator=draw) @ mix + torch.randn(count, 40, generator=draw)
+
+
+def test_factors_are_the_best_of_their_rank() -> None:
+    tokens = correlated(4000, 0)
+    found = InputStatistics.of(tokens, Kept(rank=4), generator_of("a"))
+    assert found.factors.shape == (4, 40)
+    assert found.tokens.shape == (128, 40)
+    seen = tokens[torch.randperm(4000, generator=generator_of("a"))[1000:]].double()
+    exact = seen.t() @ seen
+    values, vectors = torch.linalg.eigh(exact)
+    best = vectors[:, -4:] * values[-4:] @ vectors[:, -4:].t()
+    least = (exact - best).norm()
+    made = found.factors.double().t() @ found.factors.double()
+    assert (exact - made).norm() < 1.02 * least
+    assert (seen.bfloat16() == found.tokens[0]).all(1).sum() == 0  # what is held out, the factors have not seen
+
+
+def test_factors_add_up_and_survive_the_file(model: nn.Module, tmp_path: Path, capsys: Any) -> None:
+    calls = recorded(tmp_path, 4)
+    one, other, both, plain = (tmp_path / f"{name}.safetensors" for name in ("one", "other", "both", "plain"))
+    settings = converter_core.CalibrationSettings(rank=DIM)
+    converter_core.calibrate(model, one, inputs=calls[:2], settings=settings)
+    converter_core.calibrate(model, other, inputs=calls[2:], settings=settings)
+    converter_core.calibrate(model, plain, inputs=calls)
+    converter_core.merge_calibrations([one, other], both)
+    found = load_file(both)
+    seen = torch.cat([load_file(path)["x"].flatten(0, 1) for path in calls])
+    factors = found["attn.q.factors"]
+    exact = seen.t() @ seen / len(seen)  # of all tokens; the factors have seen three quarters of them
+    assert torch.allclose(factors.t() @ factors, exact, atol=0.25)
+    assert run(["inspect", str(both)]) == 0
+    assert "and factors of rank 16" in capsys.readouterr().out
+    with pytest.raises(converter_core.ConverterError, match=r"has factors \(--rank\) in one, and none in the other"):
+        converter_core.merge_calibrations([one, plain], both)

@@ -115,7 +115,7 @@ def calibration(data: bytes) -> None:
     path = SCRATCH / f"calibration.{'json' if kind == b'json' else 'safetensors' if kind == b'st' else 'pt'}"
     path.write_bytes(rest)
     quantizer = Nvfp4(activation_absmax=str(path))
-    list(quantizer.check_names(["blocks.0.ffn.0"]))
+    list(quantizer.remarks({"blocks.0.ffn.0": {}}))
     context = WeightContext(WeightInfo("blocks.0.ffn.0", {}, "linear"), "blocks.0.ffn.0", TensorSpec("F32", (16, 16)))
     quantizer.inputs(context, {})
 

@@ -17,6 +17,7 @@ from converter_core.api import (
     Refused,
     SourceTensors,
     TensorRef,
+    TensorSpec,
     WeightContext,
     load_json_object,
     read_file,
@@ -51,10 +52,11 @@ class ActivationScaled(Calibrated):
     def input_files(self) -> Sequence[str]:
         return () if self.activation_absmax is None else (self.activation_absmax,)
 
-    def check_names(self, chosen: Sequence[str], /) -> Iterable[str]:
+    def remarks(self, weights: Mapping[str, Mapping[str, TensorSpec]], /) -> Iterable[str]:
+        yield from super().remarks(weights)
         if self.activation_absmax is None:
             return
-        if idle := sorted(names(self.activation_absmax) - set(chosen)):
+        if idle := sorted(names(self.activation_absmax) - weights.keys()):
             yield f"{self.activation_absmax}: these names match no quantized weight: {', '.join(idle)}"
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from converter_core.api import Refused, SourceTensors, TensorRef, TensorSpec, WeightContext, statistics
+from converter_core.api import HELD_OUT, Refused, SourceTensors, TensorRef, TensorSpec, WeightContext, statistics
 
 from . import _gptq
 from ._bits import by_pieces, halving_sum
@@ -27,6 +27,7 @@ class Calibrated:
     A scheme writes ``rounded`` in the place of ``quantize``.
     """
 
+    name: ClassVar[str]
     scale_rule: str | None
     bias_correction: bool
     rounding: str
@@ -60,8 +61,12 @@ class Calibrated:
         for statistic, option in wanted.items():
             if statistic not in found:
                 raise Refused(f"has no {statistic} in the calibration file, which {option} needs")
-        if "tokens" in wanted and (count := self._sampled(found["tokens"], stores)) < _gptq.LEAST_TOKENS:
-            raise Refused(f"has {count} tokens in the calibration file; rounding: gptq needs {_gptq.LEAST_TOKENS}")
+        if "tokens" in wanted:
+            if "factors" in found:
+                wanted |= dict.fromkeys(("factors", "mean_square"), "rounding: gptq")
+            least = _gptq.LEAST_HELD_OUT if "factors" in found else _gptq.LEAST_TOKENS
+            if (count := self._sampled(found["tokens"], stores)) < least:
+                raise Refused(f"has {count} tokens in the calibration file; rounding: gptq needs {least}")
         return {statistic: found[statistic] for statistic in wanted}
 
     @staticmethod
@@ -73,16 +78,30 @@ class Calibrated:
         return self.rounding != "gptq"
 
     def prepare(self, inputs: Parts, /) -> Parts:
-        others = {name: tensor for name, tensor in inputs.items() if name != "tokens"}
-        if "tokens" not in inputs:
-            return others
-        return {**others, **_gptq.prepared(inputs["tokens"], self.by_activity)}
+        wanted = dict(self._wanted())
+        others = {name: tensor for name, tensor in inputs.items() if name in wanted and name != "tokens"}
+        return {**others, **_gptq.prepared(inputs, self.by_activity)} if "tokens" in inputs else others
 
     def prepared_bytes(self, inputs: Mapping[str, TensorSpec], /) -> int:
         if "tokens" not in inputs:
             return 0
         count, columns = inputs["tokens"].shape
-        return 4 * (4 * columns**2 + 2 * count * columns)
+        rank = inputs["factors"].shape[0] if "factors" in inputs else 0
+        return 4 * (4 * columns**2 + 2 * (count + rank) * columns)
+
+    def remarks(self, weights: Mapping[str, Mapping[str, TensorSpec]], /) -> Iterable[str]:
+        """How much gptq knows of the widest inputs, and of the narrowest."""
+        known: dict[int, tuple[int, str]] = {}
+        for given in weights.values():
+            if "factors" in given:
+                rank, columns = given["factors"].shape
+                known.setdefault(columns, (rank, "factors"))
+            elif "tokens" in given:
+                tokens, columns = given["tokens"].shape
+                known.setdefault(columns, (tokens - tokens // HELD_OUT, "tokens"))
+        if known:
+            told = (f"{count} {what} for inputs of {columns}" for columns, (count, what) in sorted(known.items()))
+            yield f"rounding: gptq of {self.name} knows {', '.join(told)} channels"
 
     def _wanted(self) -> Iterator[tuple[str, str]]:
         """Statistics, and the options that need them."""

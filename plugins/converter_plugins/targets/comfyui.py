@@ -58,7 +58,7 @@ FLOAT8 = ("F8_E4M3", "F8_E5M2")
 
 @dataclass(frozen=True)
 class ComfyUI(Target):
-    """One safetensors file for ComfyUI's "Load Diffusion Model": int8, fp8, nvfp4, in any mix.
+    """One safetensors file for ComfyUI's "Load Diffusion Model": int8, fp8, mxfp8 and nvfp4, in any mix.
 
     style: ``comfy_quant`` names the format of each layer; ``legacy`` is the ``scaled_fp8`` of older versions and of
         other readers, for fp8 alone.

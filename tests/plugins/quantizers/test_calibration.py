@@ -50,16 +50,16 @@ def test_without_the_option_nothing_is_added():
     weight = torch.randn(4, 32)
     quantizer = Nvfp4()
     assert quantizer.inputs(info(), {}) == {}
-    assert list(quantizer.input_files()) == list(quantizer.check_names([NAME])) == []
+    assert list(quantizer.input_files()) == list(quantizer.remarks({NAME: {}})) == []
     assert "input_absmax" not in quantizer.quantize(weight, **quantizer.observe(weight))
 
 
 def test_names_that_match_nothing_are_told(calibration):
     quantizer = Nvfp4(activation_absmax=calibration)
-    (remark,) = quantizer.check_names([NAME])
+    (remark,) = quantizer.remarks({NAME: {}})
     assert "blocks.0.ffn.0.weight" in remark
     assert NAME not in remark
-    assert list(quantizer.check_names([NAME, "blocks.0.ffn.0.weight"])) == []
+    assert list(quantizer.remarks({NAME: {}, "blocks.0.ffn.0.weight": {}})) == []
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e-45, "many", [1.0, 2.0], None])

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from converter_core.api import TensorSpec
 from converter_core.errors import Refused
-from converter_plugins.quantizers import _loops
+from converter_plugins.quantizers import _gptq, _loops
 from converter_plugins.quantizers._gptq import GROUP, prepared
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
@@ -100,10 +101,31 @@ def test_no_row_is_worse_on_the_held_out_tokens(quantizer):
     assert (after <= before * (1 + 1e-5)).all()
 
 
+def test_factors_of_full_rank_are_as_good_as_the_tokens_that_they_are_of(dtype):
+    weight, sample, other = weight_of(dtype), tokens(400), tokens(500, seed=1)
+    quantizer, held = Int8(rounding="gptq"), tokens(128, seed=2)
+    seen = sample[:300].double()
+    values, vectors = torch.linalg.eigh(seen.t() @ seen / 300)
+    factors = (vectors * values.clamp(min=0).sqrt()).t().float()
+    mean_square = seen.square().mean(0).float()
+    fit = quantizer.prepare({"tokens": held, "factors": factors, "mean_square": mean_square})
+    assert fit.keys() == {"order", "factor", "gains", "held"}
+    assert fit["held"].shape == (COLUMNS, 128)  # all of them
+    by_tokens = quantizer.prepare({"tokens": torch.cat([sample[:300], held[:100]])})
+    assert torch.equal(fit["order"], by_tokens["order"])
+    assert torch.allclose(fit["factor"], by_tokens["factor"], rtol=0.02, atol=0.02)
+    low = (vectors[:, -8:] * values[-8:].sqrt()).t().float()
+    of_low = quantizer.prepare({"tokens": held, "factors": low, "mean_square": mean_square})
+    errors = [
+        output_error(quantizer, quantizer.quantize(weight, **given), weight, other).sum() for given in ({}, of_low, fit)
+    ]
+    assert errors[2] < errors[1] < 0.9 * errors[0]
+
+
 def test_tokens_that_are_all_zero_leave_plain_rounding():
     weight = weight_of(torch.float32)
     quantizer = Int8(rounding="gptq")
-    assert prepared(torch.zeros(64, COLUMNS), True) == {}
+    assert prepared({"tokens": torch.zeros(64, COLUMNS)}, True) == {}
     fitted = quantizer.quantize(weight, **quantizer.prepare({"tokens": torch.zeros(64, COLUMNS)}))
     assert torch.equal(fitted["weight"], Int8().quantize(weight)["weight"])
 
@@ -114,3 +136,47 @@ def test_options_that_exclude_each_other():
             scheme(numerics="lightx2v", rounding="gptq")
     with pytest.raises(Refused, match="needs symmetric: true"):
         Int8(symmetric=False, rounding="gptq")
+
+
+def test_a_plan_tells_how_many_tokens_each_width_has():
+    def given(tokens, columns, rank=0):
+        of_rank = {"factors": TensorSpec("F32", (rank, columns))} if rank else {}
+        return {"tokens": TensorSpec("BF16", (tokens, columns)), **of_rank}
+
+    (remark,) = Int8(rounding="gptq").remarks({"a": given(1024, 512), "b": given(400, 96), "c": given(1024, 512)})
+    assert remark == "rounding: gptq of int8 knows 300 tokens for inputs of 96, 768 tokens for inputs of 512 channels"
+    (remark,) = Nvfp4(rounding="gptq").remarks({"a": given(128, 512, rank=64)})
+    assert remark == "rounding: gptq of nvfp4 knows 64 factors for inputs of 512 channels"
+    assert list(Int8().remarks({"a": {}})) == []
+
+
+@pytest.mark.parametrize("by_factors", [False, True])
+def test_the_damping_of_a_wide_input_is_found_on_some_of_its_columns(by_factors, monkeypatch):
+    given = {"tokens": tokens(400)}
+    if by_factors:
+        seen = tokens(300, seed=4).float()
+        given |= {"factors": seen / 300**0.5, "mean_square": seen.square().mean(0)}
+    looked_at = []
+    decomposed = torch.linalg.cholesky_ex
+
+    def seen_by(matrix):
+        looked_at.append(matrix.clone())
+        return decomposed(matrix)
+
+    monkeypatch.setattr(_gptq, "COLUMNS_TRIED", 40)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", seen_by)
+    fit = prepared(given, True)
+    *trials, whole = looked_at
+    assert len(trials) >= 2
+    assert {len(trial) for trial in trials} == {40}
+    source = given["factors"] * 300**0.5 if by_factors else given["tokens"][:300].float()
+    ordered = source[:, fit["order"]].double()
+    hessian = ordered.t() @ ordered / 300
+    apart = hessian - torch.diag(hessian.diagonal())
+    assert torch.allclose(apart, (whole - torch.diag(whole.diagonal())).double(), rtol=1e-3, atol=1e-3)
+    damping = float((whole.diagonal() - hessian.diagonal()).mean() / hessian.diagonal().mean())
+    assert min(abs(damping - one) for one in _gptq.DAMPINGS) < 1e-4
+    some = ordered[:: 1 if by_factors else 4, ::4]
+    of_some = some.t() @ some / len(some)
+    apart = trials[0] - torch.diag(trials[0].diagonal())
+    assert torch.allclose(of_some - torch.diag(of_some.diagonal()), apart.double(), rtol=1e-3, atol=1e-3)
