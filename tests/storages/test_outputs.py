@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import converter_core
 from converter_core import ConversionError, ConverterError, PlanError, Registry, cli
-from converter_core.engine import convert as conversion
+from converter_core.engine.opening import locked
 from converter_core.output import journal
 from converter_core.verification.folders import outputs_in
 from converter_plugins.storages._obstore_writer import ObstoreWriter
@@ -256,7 +256,7 @@ def test_an_upload_that_expired_between_two_runs(
         convert(ask(url))
     uploads = S3Writer().uploads(url)
     S3Writer().abort(uploads[0].url, uploads[0].id)
-    assert 0 < convert(ask(url)).resumed["tensors"] < 10
+    assert convert(ask(url)).resumed["tensors"] > 0
     assert same(stored(url), right())
 
 
@@ -374,7 +374,7 @@ def test_several_outputs_of_one_read(
 def test_one_process_at_a_time(s3: S3, url: str, ask: Asking, convert: Converting, plugins: Registry) -> None:
     with converter_core.make_plan(ask(url), plugins) as plan:
         to = plan.outputs[0].destination
-    with conversion._locked(to), pytest.raises(ConversionError, match="another conversion is writing there"):
+    with locked(to), pytest.raises(ConversionError, match="another conversion is writing there"):
         convert(ask(url))
 
 
