@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from .. import system
 from ..api.devices import DeviceStream
 from ..errors import ConversionError, ConverterError, PlanError, shown
 from ..folder import Folder, make_folder
+from ..output.destination import Destination
 from ..output.manifest import manifest_name
 from ..output.state import OutputState, output_state
 from ..planning.components import make_plans
@@ -27,9 +28,14 @@ from ..recipe.load import Recipe
 from .memory import Budget
 from .output_run import OutputRun
 from .prepared import Prepared, grouped
+from .remote_run import RemoteRun
 from .result import OutputResult, Result, joined
 from .slabs import Worker
+from .uploader import UploadLost
 from .worker_pool import Progress, WorkerPool
+
+UPLOADS = 3
+"""How often a run is begun again, because the store has lost what was sent to it."""
 
 
 def convert(
@@ -63,12 +69,21 @@ def convert(
 
 
 def _convert(plan: Plan, resume: bool, progress: Callable[[Progress], None] | None) -> Result:
+    for attempt in range(1, UPLOADS + 1):
+        try:
+            return _attempt(plan, resume or attempt > 1, progress)
+        except UploadLost as lost:
+            reason = str(lost)
+    raise ConversionError(f"{reason}, {UPLOADS} times; look after the store, then run the same command again")
+
+
+def _attempt(plan: Plan, resume: bool, progress: Callable[[Progress], None] | None) -> Result:
     started = time.monotonic()
     with ExitStack() as stack:
-        runs = []
+        runs: list[OutputRun] = []
         for output in plan.outputs:
-            folder = stack.enter_context(_locked(output.path))
-            runs.append(OutputRun(replace(output, state=_state(output)), folder, resume))
+            folder = stack.enter_context(_locked(output.destination))
+            runs.append(_output_run(plan, replace(output, state=_state(output)), folder, resume))
             stack.callback(runs[-1].close)
             runs[-1].compare()
         unfinished = {run.plan.number: run for run in runs if not run.is_done}
@@ -82,19 +97,30 @@ def _convert(plan: Plan, resume: bool, progress: Callable[[Progress], None] | No
         return _result(plan, started, runs, resumed)
 
 
+def _output_run(plan: Plan, output: OutputPlan, folder: Folder, resume: bool) -> OutputRun:
+    if output.destination.location is None:
+        return OutputRun(output, folder, resume)
+    return RemoteRun(output, folder, resume, plan.resources.upload_memory // len(plan.outputs))
+
+
 def _state(output: OutputPlan) -> OutputState:
     """Of the output folder, now that the lock is ours: what was planned with may have changed."""
     overwrite = output.recipe.output.overwrite
-    found = output_state(output.path, output.name, output.file_layouts, output.published, output.fingerprint, overwrite)
+    found = output_state(
+        output.destination, output.name, output.file_layouts, output.published, output.fingerprint, overwrite
+    )
     if found.problems:
         raise PlanError(*found.problems)
     return found
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[Folder]:
-    """One process at a time writes to an output folder; the lock dies with its owner and leaves no file."""
-    with make_folder(output) as folder:
+def _locked(output: Destination) -> Iterator[Folder]:
+    """One process at a time writes to an output folder; the lock dies with its owner and leaves no file.
+
+    To an output elsewhere: one of this machine, and its state is gone when it is empty.
+    """
+    with make_folder(output.folder) as folder:
         try:
             # where folders cannot be locked, two runs at once are the user's to avoid
             system.lock(folder.fileno())
@@ -105,6 +131,9 @@ def _locked(output: Path) -> Iterator[Folder]:
         except OSError:  # folders cannot even be held open here
             pass
         yield folder
+        if output.location is not None:
+            with suppress(OSError):
+                output.folder.rmdir()
 
 
 class _Run:
@@ -123,11 +152,16 @@ class _Run:
         """What was resumed of each output: tensors and bytes."""
         for one in self.runs.values():
             one.begin()
-        self.pool.run(self.jobs, self.plan.resources.workers, self._worker, self.budget.close)
+        self.pool.run(self.jobs, self.plan.resources.workers, self._worker, self._wake)
         self.plan.stores.check_unchanged()
         for one in self.runs.values():
             one.publish(self.plan)
         return {number: {"tensors": self.kept[number], "bytes": self.kept_bytes[number]} for number in self.runs}
+
+    def _wake(self) -> None:
+        self.budget.close()
+        for one in self.runs.values():
+            one.wake()
 
     def _worker(self, number: int, next_job: Callable[[], Job]) -> None:
         resources = self.plan.resources
@@ -247,8 +281,8 @@ def _output_result(plan: Plan, run: OutputRun, resumed: Mapping[str, int]) -> Ou
     exports = [export for job in plan.jobs for export in job.exports if export.output == output.number]
     return OutputResult(
         status="already done" if run.is_done else "done",
-        output=str(output.path),
-        manifest=str(output.path / manifest_name(output.name)),
+        output=str(output.destination),
+        manifest=output.destination.at(manifest_name(output.name)),
         files={**output.files, **output.side_sizes},
         counts=dict(Counter(export.quantizer.name for export in exports)),
         groups=tuple(vars(group) for group in output.groups),

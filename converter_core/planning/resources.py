@@ -32,6 +32,11 @@ class Resources:
     max_memory: int
     absence: str = ""
 
+    @property
+    def upload_memory(self) -> int:
+        """Bytes, beside ``max_memory``, that parts of outputs elsewhere take while they are sent."""
+        return self.max_memory // 8
+
 
 def choose(recipe: Recipe, registry: Registry) -> Resources:
     wanted = recipe.performance.device

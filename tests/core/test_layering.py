@@ -42,7 +42,7 @@ ORDER = [
 ]
 """From the ground up: a package imports itself and what stands before it."""
 
-COMMON_WORDS = {"plain", "cpu", "any", "diffusers"}
+COMMON_WORDS = {"plain", "cpu", "any", "diffusers", "local"}
 """Names of plugins that are also ordinary words, torch's name for the host, or the library that runs pipelines."""
 
 
