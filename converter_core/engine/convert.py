@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,17 @@ import torch
 from .. import system
 from ..api.devices import DeviceStream
 from ..errors import ConversionError, ConverterError, PlanError, shown
-from ..folder import Folder, make_folder
-from ..output.destination import Destination
 from ..output.manifest import manifest_name
 from ..planning.components import make_plans
 from ..planning.jobs import Export, Job
-from ..planning.plan import OutputPlan, Plan
+from ..planning.plan import Plan
 from ..planning.slab_size import Cut, cut
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe
 from .memory import Budget
+from .opening import locked, output_run
 from .output_run import OutputRun
 from .prepared import Prepared, grouped
-from .remote_run import RemoteRun
 from .result import OutputResult, Result, joined
 from .slabs import Worker
 from .source_check import compare_sources
@@ -82,8 +79,8 @@ def _attempt(plan: Plan, resume: bool, progress: Callable[[Progress], None] | No
     with ExitStack() as stack:
         runs: list[OutputRun] = []
         for output in plan.outputs:
-            folder = stack.enter_context(_locked(output.destination))
-            runs.append(_output_run(plan, replace(output, state=output.current_state()), folder, resume))
+            folder = stack.enter_context(locked(output.destination))
+            runs.append(output_run(plan, output, folder, resume))
             stack.callback(runs[-1].close)
         compare_sources(plan, runs, progress)
         for run in runs:
@@ -97,34 +94,6 @@ def _attempt(plan: Plan, resume: bool, progress: Callable[[Progress], None] | No
             if run.is_done:
                 run.tidy()
         return _result(plan, started, runs, resumed)
-
-
-def _output_run(plan: Plan, output: OutputPlan, folder: Folder, resume: bool) -> OutputRun:
-    if output.destination.location is None:
-        return OutputRun(output, folder, resume)
-    return RemoteRun(output, folder, resume, plan.resources.upload_memory // len(plan.outputs))
-
-
-@contextmanager
-def _locked(output: Destination) -> Iterator[Folder]:
-    """One process at a time writes to an output folder; the lock dies with its owner and leaves no file.
-
-    To an output elsewhere: one of this machine, and its state is gone when it is empty.
-    """
-    with make_folder(output.folder) as folder:
-        try:
-            # where folders cannot be locked, two runs at once are the user's to avoid
-            system.lock(folder.fileno())
-        except BlockingIOError:
-            raise ConversionError(
-                f"{shown(output)}: another conversion is writing there; wait for it or stop it"
-            ) from None
-        except OSError:  # folders cannot even be held open here
-            pass
-        yield folder
-        if output.location is not None:
-            with suppress(OSError):
-                output.folder.rmdir()
 
 
 class _Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 from safetensors.torch import save_file
 
 import converter_core
-from converter_core import ConversionError, ConverterError, PlanError, Registry, cli
-from converter_core.engine import convert as conversion
+from converter_core import ConversionError, ConverterError, PlanError, Registry, cli, system
+from converter_core.engine.opening import locked
 from converter_core.output import journal
 from converter_core.verification.folders import outputs_in
 from converter_plugins.storages._obstore_writer import ObstoreWriter
@@ -289,7 +290,27 @@ def test_an_upload_that_expired_between_two_runs(
         convert(ask(url))
     uploads = S3Writer().uploads(url)
     S3Writer().abort(uploads[0].url, uploads[0].id)
-    assert 0 < convert(ask(url)).resumed["tensors"] < 10
+    assert convert(ask(url)).resumed["tensors"] > 0
+    assert same(stored(url), right())
+
+
+def test_a_part_that_the_disk_gave_back_otherwise_is_made_again(
+    s3: S3, url: str, ask: Asking, convert: Converting, right: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, reads = system.read_at, 0
+
+    def read_at(fd: int, into: memoryview, at: int) -> int:
+        nonlocal reads
+        count = real(fd, into, at)
+        if threading.current_thread().name.startswith("upload"):
+            reads += 1
+            if reads == 3:
+                into[len(into) // 2] ^= 1
+        return count
+
+    monkeypatch.setattr(system, "read_at", read_at)
+    convert(ask(url))
+    assert reads > 3
     assert same(stored(url), right())
 
 
@@ -407,7 +428,7 @@ def test_several_outputs_of_one_read(
 def test_one_process_at_a_time(s3: S3, url: str, ask: Asking, convert: Converting, plugins: Registry) -> None:
     with converter_core.make_plan(ask(url), plugins) as plan:
         to = plan.outputs[0].destination
-    with conversion._locked(to), pytest.raises(ConversionError, match="another conversion is writing there"):
+    with locked(to), pytest.raises(ConversionError, match="another conversion is writing there"):
         convert(ask(url))
 
 
