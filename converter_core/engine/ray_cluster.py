@@ -1,4 +1,5 @@
-"""Workers as actors of Ray: in the cluster that this process is connected to or can find, or in one of this machine.
+"""Workers as actors of Ray: in the cluster that this process is connected to, in that of ``RAY_ADDRESS``, or else in
+one of this machine alone that lives as long as the run. No other is looked for: what Ray would find may be long dead.
 
 Standard Ray and nothing more: an actor for each worker, one CPU each, and a GPU where the device is one.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +16,12 @@ from types import ModuleType
 from typing import Any
 
 from .. import system
-from ..errors import PlanError
+from ..errors import ConversionError, PlanError, shown
 from ..planning.resources import Resources
 from .remote import Died, Pending, Process
 from .remote_worker import RemoteWorker
+
+ADDRESS = "RAY_ADDRESS"
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """Nothing is reported to anybody; and a worker without a GPU needs none hidden from it."""
@@ -56,29 +60,51 @@ def connection(workers: int = 0) -> Iterator[ModuleType]:
 def _import() -> ModuleType:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if main else None
     try:
-        import ray
+        with _own_signals():
+            import ray
     except ImportError:
         raise PlanError("performance.executor: ray is not installed: pip install 'model-converter[ray]'") from None
-    if main:  # Ray takes the signal for itself when it is imported
-        signal.signal(signal.SIGTERM, before)
     return ray
 
 
 def _connect(ray: ModuleType, workers: int) -> None:
     options = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get(ADDRESS)
+    with _own_signals():
+        if not address:
+            cpus = max(workers, system.cores())
+            ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECTS, **options)
+            return
+        try:
+            _knock(address)
+            ray.init(address, **options)
+        except (OSError, RuntimeError, ValueError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise ConversionError(
+                f"{ADDRESS}={shown(address)}: no cluster answers there ({first}); correct it, or unset it to work on "
+                "this machine alone"
+            ) from error
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens: Ray itself would try for minutes, and not to be interrupted."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, when it is imported and when it begins."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address="auto", **options)
-    except ConnectionError:
-        ray.init(
-            address="local",
-            num_cpus=max(workers, system.cores()),
-            include_dashboard=False,
-            object_store_memory=_OBJECTS,
-            **options,
-        )
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from converter_core import convert, convert_batch
 from converter_core.checkpoint.synthetic import write_synthetic
@@ -185,12 +185,12 @@ def test_a_batch_side_by_side(source, whole, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_and_resumed(source, whole, tmp_path, number, code):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe(source, tmp_path / "out", num_workers=2)))
+    path.write_text(json.dumps(recipe(source, tmp_path / "out", num_workers=2)))
     line = [sys.executable, "-m", "converter_core", "convert", str(path)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         children = psutil.Process(process.pid)
-        while not workers_at_work(children):
-            assert process.poll() is None
+        while not any(b'"weight"' in path.read_bytes() for path in (tmp_path / "out").glob("*/.*/journal.jsonl")):
+            assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         started = children.children(recursive=True)
         os.kill(process.pid, number)
