@@ -161,6 +161,13 @@ class Target(ABC):
         """Keys of those tensors of a checkpoint in this target's format that belong to no weight, as of ``extras``."""
         return ()
 
+    def options_for(self, tensors: SourceTensors, /) -> Mapping[str, Any]:
+        """Options that a checkpoint in this format is written with, e.g. ``{"style": "bfl"}``; none by default.
+
+        Its weights are read with them. Where only its layout changes, those that a recipe leaves out follow it.
+        """
+        return {}
+
     def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
         """What to put into the runtime's configuration so that it reads these weights at ``path``. JSON values.
 

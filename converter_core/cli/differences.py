@@ -44,4 +44,4 @@ def show_differences(one: Verification, other: Verification) -> None:
         worse = sum(found > 1 for _, _, found in known.values())
         message(f"the second is closer to the source in {better:,} weights, less close in {worse:,} of {len(known):,}")
     else:
-        message("no errors to compare: give --against SOURCE, and two outputs that call their weights alike")
+        message("no errors to compare: give --against SOURCE, and two outputs of the same model")

@@ -99,7 +99,7 @@ def _describe(
     manifest = _manifest_of(checkpoint)
     target, found = _target_of(tensors, manifest, registry, skipped)
     if found is not None and target is not None:
-        found = transcode.with_shapes(found, tensors, target, registry)
+        found = transcode.with_shapes(found, tensors, registry)
     original = transcode.unpacked(tensors, found) if found else tensors
     adapter, variant = next(iter(() if is_statistics else recognisers(adapters, original, skipped)), (None, None))
     foreign = set(adapter.foreign(original)) if adapter else set()
@@ -174,12 +174,12 @@ def _target_of(
             target = make_plugin(registry.targets[named], _options(manifest))
         except Refused:
             target = registry.targets[named]()
-        for _, weights in call_each([target], lambda target: target.detect(tensors), skipped):
-            if weights:
-                return target, Quantized(named, weights)
+        for _, found in call_each([target], lambda target: transcode.as_quantized(target, tensors), skipped):
+            if found.weights:
+                return target, found
     first = min(registry.targets.values(), key=lambda cls: not cls.default, default=None)
-    found = transcode.recognise(tensors, registry, first(), skipped) if first else None
-    return (registry.targets[found.target](), found) if found else (None, None)
+    best = transcode.recognise(tensors, registry, first(), skipped) if first else None
+    return (best.dress, best) if best else (None, None)
 
 
 def _options(manifest: Mapping[str, Any]) -> Mapping[str, Any]:

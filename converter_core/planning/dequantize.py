@@ -19,6 +19,7 @@ from ..plugins.attribution import describe
 from ..plugins.registry import Registry
 from .decode import Read, Slicer, Slices, decode, read_slab
 from .dry_run import LARGEST_ZEROS
+from .exact_numbers import NO_NUMBERS, Numbers
 from .transcode import Quantized, reader_of, unpacked
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class _Decoding:
     quantizer: Quantizer
     specs: Mapping[str, TensorSpec]
     slices: Slices
+    numbers: Numbers = NO_NUMBERS
 
     @property
     def cut(self) -> bool:
@@ -52,7 +54,7 @@ class Dequantized(Checkpoint):
     def __init__(self, base: Checkpoint, quantized: Quantized, registry: Registry) -> None:
         vars(self).update(vars(base))
         self._base = base
-        self._target: Target = registry.targets[quantized.target]()
+        self._target: Target = quantized.dress
         self._slicer = Slicer(self._target)
         self._weights = self._decodings(quantized, registry)
         specs = unpacked(SourceTensors(base.tensors), quantized)
@@ -76,7 +78,8 @@ class Dequantized(Checkpoint):
             except ConverterError as error:
                 refused.setdefault("; ".join(error.problems), []).append(name)
             else:
-                found[name] = _Decoding(stored, known[case][0], specs, known[case][1])
+                quantizer, slices = known[case]
+                found[name] = _Decoding(stored, quantizer, specs, slices, quantized.numbers.get(name, NO_NUMBERS))
         if refused:
             raise CheckpointError(
                 *(
@@ -117,7 +120,7 @@ class Dequantized(Checkpoint):
         """Rows of a weight, float32."""
         parts = read_slab(read, how.stored, how.specs, how.slices, low, high)
         spec = TensorSpec("F32", (high - low, *how.slices.shape[1:]))
-        values = decode(self._target, how.quantizer, parts, spec, as_loaded=False).weight
+        values = decode(self._target, how.quantizer, parts, spec, as_loaded=False, numbers=how.numbers).weight
         if values.shape != spec.shape or values.dtype != torch.float32:
             raise Refused(f"{how.quantizer.name} decodes {list(values.shape)} where the weight has {list(spec.shape)}")
         return values.contiguous()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ..api.containers import Container
 from ..api.contexts import ModelFacts, SourceTensors
@@ -12,11 +13,12 @@ from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.values import FLOATING, Parts, PlannedWeight, TensorSpec, WeightInfo
-from ..errors import PlanError, PluginError
+from ..errors import PlanError, PluginError, Refused
 from ..plugins.registry import Registry, options_of
 from ..recipe.load import Recipe, make_plugin
 from . import file_layout, notes, validate
 from .assignment import Assignment, Assignments, assign, quantizer_of
+from .exact_numbers import Numbers
 from .fallbacks import with_fallbacks
 from .job_builder import JobBuilder
 from .jobs import Job, source_spec
@@ -25,7 +27,8 @@ from .passthrough import Passthrough
 from .plain_dtypes import with_decoded, with_plain_dtypes
 from .shape_inference import ShapeInference
 from .stores import Stores
-from .transcode import Quantized
+from .transcode import Quantized, reader_of
+from .transcoder import Transcoders
 
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "keep": None}
 
@@ -64,6 +67,7 @@ class Draft:
     weights: tuple[PlannedWeight, ...] = ()
     jobs: tuple[Job, ...] = ()
     markers: Parts = field(default_factory=dict)
+    numbers: Mapping[str, Numbers] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -71,6 +75,20 @@ class Draft:
 def target_of(recipe: Recipe, registry: Registry) -> Target:
     cls = registry.targets[recipe.target.format or registry.targets.default()]
     return make_plugin(cls, recipe.target.options)
+
+
+def in_its_dress(recipe: Recipe, target: Target, source: SourcePlan) -> tuple[Recipe, Target]:
+    """The same; where only the layout changes, with the options of the source's files that are left out."""
+    before, section = source.quantized, recipe.quantization
+    unchanged = section.method == Passthrough.name and not section.rules
+    if before is None or before.target != target.name or not before.options or not unchanged:
+        return recipe, target
+    options = {**before.options, **recipe.target.options}
+    try:
+        dress = make_plugin(type(target), options)
+    except Refused:  # what is typed goes with none of these
+        return recipe, target
+    return replace(recipe, target=replace(recipe.target, options=options)), dress
 
 
 def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Draft:
@@ -85,6 +103,8 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         raise PluginError(*clashes)
 
     def spec_of(info: WeightInfo) -> TensorSpec:
+        if source.quantized is not None and source.quantized.of(info) is not None:
+            return source.tensors[info.refs[0].key]  # named by the weight; in the file its codes may have another key
         return source_spec(info, source.stores, source.adapter)
 
     told: list[str] = []
@@ -111,6 +131,8 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     made.problems += _quantized_without_scales(found.all, source)
     if refused:
         return made
+    before = source.quantized
+    transcoders = Transcoders(before, source.stores.base, partial(reader_of, registry)) if before else None
     builder = JobBuilder(
         number,
         source.adapter,
@@ -120,13 +142,13 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         source.inference,
         passthrough,
         source.loras.terms,
-        registry.targets[source.quantized.target]() if source.quantized else None,
+        transcoders,
     )
-    before = source.quantized
     stored = {} if before is None else {info.name: before.of(info) for info in source.infos}
     quantized = {name: one for name, one in stored.items() if one is not None}
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
+    made.numbers = transcoders.numbers if transcoders else {}
     made.notes += notes.of_quantizers(made.jobs)
     made.notes += notes.without_bias(builder.without_bias)
     made.problems += builder.problems(dict(registry.targets.items()))

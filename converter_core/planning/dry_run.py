@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..api.formats import UNQUANTIZED
 from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
 from ..api.tensors import dtype_name, dtype_of, in_words, same, spec_of
@@ -212,7 +213,7 @@ class DryRun:
                 raise PluginError(f"target {self.target.name}: decode does not undo encode; {role} is not what it was")
 
     def _encode(self, parts: Parts) -> dict[str, TensorSpec]:
-        copied = isinstance(self.quantizer, Passthrough)
+        copied = isinstance(self.quantizer, Passthrough) and self.quantizer.format == UNQUANTIZED
         context = self.encoding.context
         specs = {}
         for role, tensor in self._stored(parts).items():

@@ -20,7 +20,7 @@ from ..errors import CheckpointError, PlanError, PluginError, Refused
 from ..output import fingerprint, side_files
 from ..output import state as output_folder
 from ..output.manifest import manifest_name
-from . import file_layout, notes, provenance, validate
+from . import exact_numbers, file_layout, notes, provenance, validate
 from .dequantize import DEQUANTIZED
 from .drafts import Draft, SourcePlan
 from .passthrough import Passthrough
@@ -55,7 +55,15 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     inputs = sorted({*_input_files(quantizers, recipe.source.calibration), *source.adapter.input_files()})
     loras = source.loras.metadata()
     decoded = {DEQUANTIZED: source.stores.base.decoded_from} if source.stores.base.decoded else {}
-    metadata = {**container.metadata, **_metadata(made, source, inputs), **loras, **decoded, **extras.metadata}
+    numbers = exact_numbers.header(made.numbers)
+    metadata = {
+        **container.metadata,
+        **_metadata(made, source, inputs),
+        **loras,
+        **decoded,
+        **numbers,
+        **extras.metadata,
+    }
     layouts = _placed(made, files, metadata)
     weight_map = {tensor.key: file for file, group in files.items() for weight in group for tensor in weight.outputs}
     side, copies = _side(made, source, extras, weights, weight_map, problems)

@@ -28,7 +28,7 @@ from ..storage.location import Location
 from ..trusted import CONFIG as CONFIG_BYTES
 from . import notes, resources, transcode, validate
 from .dequantize import Dequantized
-from .drafts import SourcePlan, target_of
+from .drafts import SourcePlan, in_its_dress, target_of
 from .drafts import draft as draft_of
 from .jobs import merged
 from .loras import plan_loras
@@ -89,8 +89,7 @@ def _plan(
     tensors = source_tensors(stores.base)
     quantized = transcode.recognise(tensors, registry, targets[0], skipped)
     if quantized is not None:
-        target = registry.targets[quantized.target]()
-        quantized = transcode.with_shapes(quantized, tensors, target, registry)
+        quantized = transcode.with_shapes(quantized, tensors, registry)
         tensors = transcode.unpacked(tensors, quantized)
     adapter, variant = _recognise(adapters, tensors, stores.base.location, skipped)
     own = transcode.without(quantized, adapter.foreign(tensors))
@@ -124,7 +123,8 @@ def _plan(
         files = (Path(file.path) for file in stores.base.files)
         if stores.base.location.path is not None:
             problems += output_folder.check_apart(Path(one.output.path), stores.base.location.path, files)
-    drafts = [draft_of(number, *pair, source) for number, pair in enumerate(zip(recipes, targets, strict=True))]
+    dressed = [in_its_dress(*pair, source) for pair in zip(recipes, targets, strict=True)]
+    drafts = [draft_of(number, *pair, source) for number, pair in enumerate(dressed)]
     problems += dict.fromkeys(problem for draft in drafts for problem in draft.problems)
     if problems:
         raise PlanError(*problems)
@@ -167,13 +167,13 @@ def source_tensors(
 ) -> SourceTensors:
     """The tensors of a checkpoint as plugins see them, with its metadata and its config."""
     found = checkpoint.tensors if tensors is None else tensors
-    config = _config(checkpoint.root)
+    config = config_beside(checkpoint.root)
     if checkpoint.decoded:
         config = {key: value for key, value in config.items() if key != "quantization_config"}
     return SourceTensors(found, checkpoint.metadata, config, stores, partial(read_whole, checkpoint))
 
 
-def _config(root: Location) -> Mapping[str, Any]:
+def config_beside(root: Location) -> Mapping[str, Any]:
     """The ``config.json`` beside the weights; empty if there is none that can be read."""
     try:
         config = json.loads((root / CONFIG).content(CONFIG_BYTES))

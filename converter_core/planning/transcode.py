@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -16,22 +17,36 @@ from ..api.tensors import dtype_of
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..plugins.attribution import call_each
 from ..plugins.registry import Registry
+from ..recipe.options import make_plugin
+from . import exact_numbers
+from .exact_numbers import NO_NUMBERS, Numbers
 
 
 @dataclass(frozen=True)
 class Quantized:
     """What a checkpoint's quantized weights are: whose format, and name -> format and keys.
 
-    added: tensors that the target added and that belong to no weight.
+    dress: the target, with the options that such files are written with. added: tensors that it added and that belong
+    to no weight. options: those of its options that the checkpoint tells. numbers: that it tells beside the weights.
     """
 
-    target: str
+    dress: Target
     weights: Mapping[str, Stored]
     added: frozenset[str] = frozenset()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, Numbers] = field(default_factory=dict)
+
+    @property
+    def target(self) -> str:
+        return self.dress.name
 
     def of(self, info: WeightInfo) -> Stored | None:
         """How a weight is stored, by the key that its model adapter takes for it, whatever it calls the weight."""
         return next((self.weights[ref.key] for ref in info.refs if ref.key in self.weights), None)
+
+    def numbers_of(self, info: WeightInfo) -> Numbers:
+        """What the checkpoint tells of a weight's single numbers."""
+        return next((self.numbers[ref.key] for ref in info.refs if ref.key in self.numbers), NO_NUMBERS)
 
     def __str__(self) -> str:
         formats = Counter(stored.format.name for stored in self.weights.values())
@@ -46,10 +61,25 @@ def recognise(tensors: SourceTensors, registry: Registry, preferred: Target, ski
     best: Quantized | None = None
     names = sorted(registry.targets, key=lambda name: name != preferred.name)
     targets = [preferred if name == preferred.name else registry.targets[name]() for name in names]
-    for target, found in call_each(targets, lambda target: _detected(target, tensors), skipped):
-        if found and (best is None or len(found) > len(best.weights)):
-            best = Quantized(target.name, found, frozenset(target.added(tensors)))
+    for _, found in call_each(targets, lambda target: as_quantized(target, tensors), skipped):
+        if found.weights and (best is None or len(found.weights) > len(best.weights)):
+            best = found
     return best
+
+
+def as_quantized(target: Target, tensors: SourceTensors) -> Quantized:
+    """What a target makes of a checkpoint; no weights if it has none of its own there."""
+    found = _detected(target, tensors)
+    if not found:
+        return Quantized(target, found)
+    options = dict(target.options_for(tensors))
+    return Quantized(
+        make_plugin(type(target), options),
+        found,
+        frozenset(target.added(tensors)),
+        options,
+        exact_numbers.read(tensors.metadata),
+    )
 
 
 def _detected(target: Target, tensors: SourceTensors) -> Mapping[str, Stored]:
@@ -66,9 +96,7 @@ def _detected(target: Target, tensors: SourceTensors) -> Mapping[str, Stored]:
     return found
 
 
-def with_shapes(
-    quantized: Quantized, tensors: Mapping[str, TensorSpec], target: Target, registry: Registry
-) -> Quantized:
+def with_shapes(quantized: Quantized, tensors: Mapping[str, TensorSpec], registry: Registry) -> Quantized:
     """The same, each weight with its own shape: as the target tells it, else as a quantizer decodes it."""
     known: dict[object, tuple[int, ...]] = {}
     weights = {}
@@ -77,7 +105,7 @@ def with_shapes(
             specs = {role: tensors[key] for role, key in stored.keys.items()}
             case = (stored.format, tuple(specs.items()))
             if case not in known:
-                known[case] = _shape(name, stored, specs, target, registry)
+                known[case] = _shape(name, stored, specs, quantized.dress, registry)
             stored = replace(stored, shape=known[case])
         weights[name] = stored
     return replace(quantized, weights=weights)
@@ -89,7 +117,7 @@ def without(quantized: Quantized | None, foreign: Collection[str]) -> Quantized 
         return quantized
     others = set(foreign)
     own = {name: stored for name, stored in quantized.weights.items() if name not in others}
-    return Quantized(quantized.target, own, quantized.added) if own else None
+    return replace(quantized, weights=own) if own else None
 
 
 def unpacked(tensors: SourceTensors, quantized: Quantized) -> SourceTensors:
@@ -139,13 +167,27 @@ def _shape(
     codes = next(iter(specs.values()))
     if not stored.format.packing and codes.dtype != "U8":
         return codes.shape
-    parts = {
-        role: torch.empty(spec.in_memory.shape, dtype=dtype_of(spec), device="meta") for role, spec in specs.items()
-    }
     context = WeightContext(WeightInfo(name, {}), name, None, stored.format)
+
+    def decoded(quantizer: Quantizer, most: int | None) -> tuple[int, ...]:
+        """most: rows that are tried, of values that nobody looks at; None: all of them, without values."""
+        device = "meta" if most is None else "cpu"
+        few = {role: one.in_memory.shape for role, one in specs.items()}
+        few = {
+            role: (min(shape[0], most), *shape[1:]) if most and len(shape) > 1 else shape for role, shape in few.items()
+        }
+        parts = {role: torch.zeros(shape, dtype=dtype_of(specs[role]), device=device) for role, shape in few.items()}
+        return tuple(quantizer.dequantize(target.decode(context, parts)).shape)
+
+    # the first arithmetic on meta tensors imports much (71 MiB): a run of rows usually tells
     for quantizer in readers(registry, stored):
         try:
-            return tuple(quantizer.dequantize(target.decode(context, parts)).shape)
+            block = target.row_block
+            if block and len(codes.shape) == 2:
+                shape = decoded(quantizer, block)
+                if shape[0] == min(codes.shape[0], block):
+                    return codes.shape[0], *shape[1:]
+            return decoded(quantizer, None)
         except Exception:  # a third party's code may fail without data; the shape of the codes must do then
             continue
     return codes.shape

@@ -25,10 +25,17 @@ COLUMNS: Sequence[Column] = (
 
 
 def pairs(one: Verification, other: Verification) -> Mapping[str, tuple[WeightReport | None, WeightReport | None]]:
-    """The linear weights of both by name, in the order of the first, then what only the second has."""
-    first = {weight.name: weight for weight in (*one.weights, *one.kept)}
-    second = {weight.name: weight for weight in (*other.weights, *other.kept)}
-    return {name: (first.get(name), second.get(name)) for name in [*first, *(second.keys() - first.keys())]}
+    """The linear weights of both by name, in the order of the first, then what only the second has.
+
+    Those that their model calls alike belong together, whatever the outputs call them; the name is that of the first.
+    """
+    second = {weight.original or weight.name: weight for weight in (*other.weights, *other.kept)}
+    found: dict[str, tuple[WeightReport | None, WeightReport | None]] = {}
+    for weight in (*one.weights, *one.kept):
+        found[weight.name] = weight, second.pop(weight.original or weight.name, None)
+    for weight in second.values():
+        found.setdefault(weight.name, (None, weight))
+    return found
 
 
 def ratio(one: WeightReport | None, other: WeightReport | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,10 @@ from ..checkpoint.inventory import inventory
 from ..errors import ConverterError, RecipeError, Refused, VerificationError, shown
 from ..planning import provenance, transcode
 from ..planning.dequantize import DEQUANTIZED, Dequantized
+from ..planning.exact_numbers import NO_NUMBERS, Numbers
+from ..planning.exact_numbers import read as read_numbers
 from ..planning.loras import NO_LORAS, Loras, plan_loras
-from ..planning.planner import source_tensors
+from ..planning.planner import config_beside, source_tensors
 from ..planning.stores import Stores
 from ..planning.transcode import Quantized
 from ..plugins.attribution import call_each
@@ -34,11 +36,12 @@ from .source import Source
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight of the output. spec: before quantization, if the manifest tells."""
+    """One weight of the output. spec: before quantization, if the manifest tells. numbers: as the header has them."""
 
     name: str
     stored: Stored
     spec: TensorSpec | None
+    numbers: Numbers = NO_NUMBERS
 
     @property
     def key(self) -> str:
@@ -68,6 +71,7 @@ class OpenedOutput:
             except (RecipeError, Refused, RecursionError) as error:
                 output.notes.append(f"the recipe in the manifest cannot be read: {reason_of(error)}")
         else:
+            self._config = config_beside(output.folder)
             self.target, stored = self._recognise()
             output.notes.append(
                 "there is no manifest, so there are no checksums: names, dtypes and shapes were compared with what "
@@ -83,6 +87,8 @@ class OpenedOutput:
             self.weights += [
                 Weight(key, Stored(UNQUANTIZED, {"weight": key}), None) for key in output.weight_map if key not in parts
             ]
+        told = {name: one for file in output.files.values() for name, one in read_numbers(file.metadata).items()}
+        self.weights = [replace(one, numbers=told.get(one.name, NO_NUMBERS)) for one in self.weights]
         self.adapter = self._adapter()
 
     def _recognise(self) -> tuple[Target, Mapping[str, Stored]]:
@@ -94,9 +100,9 @@ class OpenedOutput:
         def scan(target: Target) -> dict[str, Stored]:
             found: dict[str, Stored] = {}
             for file in self.output.files.values():
-                found |= target.detect(SourceTensors(file.tensors, file.metadata, read=file.tensor))
+                found |= target.detect(SourceTensors(file.tensors, file.metadata, self._config, read=file.tensor))
             if not found and len(self.output.files) > 1:
-                found |= target.detect(SourceTensors(tensors, metadata))
+                found |= target.detect(SourceTensors(tensors, metadata, self._config))
             return found
 
         classes = sorted(self.registry.targets.values(), key=lambda cls: not cls.default)
@@ -107,7 +113,10 @@ class OpenedOutput:
             raise VerificationError("no target plugin is installed")
         if not best[1]:
             self.output.notes.append("no weight in it is quantized, as far as the installed targets can tell")
-        return best
+            return best
+        target, found = best
+        options = target.options_for(SourceTensors(tensors, metadata, self._config))
+        return make_plugin(type(target), options), found
 
     def _added(self) -> set[str]:
         """Tensors that the target added, which belong to no weight."""
@@ -141,8 +150,8 @@ class OpenedOutput:
         tensors = source_tensors(checkpoint)
         quantized, dressed = transcode.recognise(tensors, self.registry, self.target, notes), None
         if quantized is not None:
-            dressed = self.registry.targets[quantized.target]()
-            quantized = transcode.with_shapes(quantized, tensors, dressed, self.registry)
+            dressed = quantized.dress
+            quantized = transcode.with_shapes(quantized, tensors, self.registry)
             tensors = transcode.unpacked(tensors, quantized)
             if self._was_dequantized:
                 own = transcode.without(quantized, self.adapter.foreign(tensors)) or quantized
@@ -194,8 +203,12 @@ class OpenedOutput:
                 if (spec := weight.spec or stored.get(weight.key)) is not None
             }
         infos = inventory(self.adapter, tensors)
-        key_format = self.target.key_format_for(self.adapter.key_formats)
-        return {self.adapter.rename(info.name, key_format): info for info in infos}
+        known = [self.target.key_format_for(self.adapter.key_formats)]
+        if self.expected is None:  # a target that finds nothing of its own says nothing of the names
+            known += [one for one in self.adapter.key_formats if one not in known]
+        there = {weight.name for weight in self.weights}
+        named = [{self.adapter.rename(info.name, one): info for info in infos} for one in known]
+        return max(named, key=lambda names: len(names.keys() & there))
 
     def quantizer(self, weight: Weight, info: WeightInfo | None) -> Quantizer | None:
         """The one that made it, by the recipe in the manifest or the metadata; else any that reads its format.

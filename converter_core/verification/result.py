@@ -41,7 +41,8 @@ class WeightReport:
     relative_error: Frobenius(error) / Frobenius(source). sqnr_db: signal to quantization noise, infinite for none.
     limit: the relative error that the scheme's quantization steps allow; None: the quantizer has no quantization_step.
     output_error: Frobenius(error of the layer's outputs) / Frobenius(outputs), for held-out tokens.
-    bytes_before: None where neither the source nor a manifest tells.
+    bytes_before: None where neither the source nor a manifest tells. original: what its model calls the weight, by
+    which outputs of unlike names are compared; empty where no model is known.
     """
 
     name: str
@@ -58,6 +59,7 @@ class WeightReport:
     limit: float | None = None
     output_error: float | None = None
     ok: bool = True
+    original: str = ""
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,7 @@ class Run:
             shape=weight.spec.shape if weight.spec else self.specs[weight.key].shape,
             bytes_before=self._bytes_before(weight),
             bytes_after=sum(self.specs[part].nbytes for part in weight.stored.keys.values()),
+            original=info.name if info else "",
         )
 
     def _measured(self, report: WeightReport, weight: Weight, reading: Reading) -> WeightReport:

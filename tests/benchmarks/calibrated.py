@@ -4,12 +4,14 @@
     python tests/benchmarks/calibrated.py --steps 50   trains less
 
 A layer's error is the squared difference of its outputs for tokens of other files than the ones it was calibrated on.
-Cells: the change against the same scheme's ``mse``, median [best, worst] over the layers. Seeded.
+Cells: the change against the same scheme's ``mse``, median [best, worst] over the layers. The second table is of the
+whole model, all its layers quantized: the squared error of the logits for texts it has not seen. Seeded.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import sys
 import sysconfig
@@ -127,26 +129,36 @@ def statistics_of(found: Calibration, name: str) -> dict[str, Tensor]:
     return {**made, "tokens": given.tokens}
 
 
-def errors_of(
-    layer: nn.Linear, given: Mapping[str, Tensor], low_rank: Mapping[str, Mapping[str, Tensor]], inputs: Tensor
-) -> Iterator[tuple[str, str, float]]:
-    """(scheme, way, error against the scheme's mse). low_rank: way -> statistics."""
+def made_of(
+    layer: nn.Linear, given: Mapping[str, Tensor], low_rank: Mapping[str, Mapping[str, Tensor]]
+) -> Iterator[tuple[str, str, Tensor, Tensor | None]]:
+    """(scheme, way, restored weight, new bias), ``mse`` first of each scheme. low_rank: way -> statistics."""
     weight = layer.weight.detach().bfloat16()
     for scheme in SCHEMES:
         plain: Any = scheme(scale_rule="mse")
         observed = plain.observe(weight)
-        parts = plain.quantize(weight, **observed)
-        base = output_error(layer, {}, plain.dequantize(parts), inputs)
+        yield scheme.name, "mse", plain.dequantize(plain.quantize(weight, **observed)), None
         for way, options in WAYS.items():
             quantizer: Any = scheme(**options)
             wanted = {name: given[name] for name, _ in quantizer._wanted()}
             bias = {"bias": layer.bias.detach()} if quantizer.wants_bias else {}
             parts = quantizer.quantize(weight, **observed, **quantizer.prepare(wanted), **bias)
-            yield scheme.name, way, output_error(layer, parts, quantizer.dequantize(parts), inputs) / base - 1
+            yield scheme.name, way, quantizer.dequantize(parts), parts.get("bias")
         for way, made in low_rank.items():
             quantizer = scheme(**WAYS["gptq"])
             parts = quantizer.quantize(weight, **observed, **quantizer.prepare(made))
-            yield scheme.name, way, output_error(layer, parts, quantizer.dequantize(parts), inputs) / base - 1
+            yield scheme.name, way, quantizer.dequantize(parts), None
+
+
+def whole_error(model: Bytes, replaced: Mapping[str, tuple[Tensor, Tensor | None]], seen: Tensor) -> float:
+    """Of the logits, with these layers' weights and biases in the place of the model's own."""
+    other = copy.deepcopy(model)
+    for name, (weight, bias) in replaced.items():
+        layer = other.get_submodule(name)
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return float((other(seen) - model(seen)).square().sum())
 
 
 def cell(changes: Sequence[float]) -> str:
@@ -170,20 +182,30 @@ def main() -> None:
     }
     others = gathered(model, held_out, 4, Kept(4096), draw).finished()
     found: dict[tuple[str, str], list[float]] = {}
+    replaced: dict[tuple[str, str], dict[str, tuple[Tensor, Tensor | None]]] = {}
     layers = [name for name in linear_layers(model) if name != "head"]
     with torch.no_grad():
         for name in layers:
             inputs = others.inputs[others.layers.get(name, name)].tokens.float()
             made = {way: statistics_of(found, name) for way, found in low_rank.items()}
-            known_of_layer = statistics_of(known, name)
-            for scheme, way, change in errors_of(model.get_submodule(name), known_of_layer, made, inputs):
-                found.setdefault((scheme, way), []).append(change)
+            layer, base = model.get_submodule(name), 0.0
+            for scheme, way, restored, bias in made_of(layer, statistics_of(known, name), made):
+                error = output_error(layer, {} if bias is None else {"bias": bias}, restored, inputs)
+                base = error if way == "mse" else base
+                found.setdefault((scheme, way), []).append(error / base - 1)
+                replaced.setdefault((scheme, way), {})[name] = (restored, bias)
             print(".", end="", file=sys.stderr, flush=True)
+        seen = batch(held_out, 64, draw)[:, :-1]
+        whole = {key: whole_error(model, layers_of_way, seen) for key, layers_of_way in replaced.items()}
     print(f"\n{len(layers)} layers, {time.monotonic() - started:.0f} s", file=sys.stderr)
     print("| | " + " | ".join(scheme.name for scheme in SCHEMES) + " |")
     print("|---|" + "---|" * len(SCHEMES))
     for way in (*WAYS, *low_rank):
         print(f"| {way} | " + " | ".join(cell(found[scheme.name, way]) for scheme in SCHEMES) + " |")
+    print("\nThe whole model:")
+    for way in (*WAYS, *low_rank):
+        changes = [whole[scheme.name, way] / whole[scheme.name, "mse"] - 1 for scheme in SCHEMES]
+        print(f"| {way} | " + " | ".join(f"{100 * change:+.1f}".replace("-", "−") for change in changes) + " |")
 
 
 if __name__ == "__main__":

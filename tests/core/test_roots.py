@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from converter_core.cli import run
 from converter_core.planning.components import component_recipes, make_plans
 from converter_core.plugins.registry import load_plugins
 from converter_core.verification.folders import outputs_in
+from converter_plugins.models.hunyuan_dit import HunyuanDit
 from converter_plugins.models.wan_clip import WanClip
 from converter_plugins.models.wan_dit import Structure, WanDit
 from converter_plugins.models.wan_t5 import WanT5
@@ -231,3 +233,22 @@ def test_verify_finds_each_output_and_its_component(pair, tmp_path, capsys):
         manifest.unlink()
     with pytest.raises(VerificationError, match="holds several models; give the one that was converted"):
         verify(tmp_path / EXPERTS[1], pair)
+
+
+def test_the_released_folder_of_hunyuanvideo(tmp_path):
+    root, model = tmp_path / "HunyuanVideo-1.5", HunyuanDit()
+    for seed, name in enumerate(("480p_t2v", "720p_i2v")):
+        write_synthetic(root / "transformer" / name, model.synthetic(), seed=seed, shards=1)
+    (root / "vae").mkdir()
+    save_file({"conv_in.weight": torch.ones(2, 2)}, root / "vae" / "diffusion_pytorch_model.safetensors")
+    recipe = {
+        "source": {"path": str(root), "components": ["720p_i2v"]},
+        "quantization": {"method": "int8"},
+        "output": {"path": str(tmp_path / "out")},
+        "performance": {"device": "cpu"},
+    }
+    convert(recipe)
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["720p_i2v"]
+    assert verify(tmp_path / "out" / "720p_i2v", root / "transformer" / "720p_i2v").ok
+    del recipe["source"]["components"]
+    assert [Path(one.output.path).name for one in component_recipes(recipe)] == ["480p_t2v", "720p_i2v"]

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from converter_core.api import ModelAdapter, Row, Size, Table, TableModel, hookimpl, linear, norm
+from converter_core.api import ModelAdapter, Row, Size, SourceRoot, Table, TableModel, hookimpl, linear, norm
 
 BLOCK, REFINER = "double_blocks.{}.", "txt_in.individual_token_refiner.blocks.{}."
 BLOCK_D, REFINER_D = "transformer_blocks.{}.", "context_embedder.token_refiner.refiner_blocks.{}."
@@ -109,6 +109,11 @@ class HunyuanDit(TableModel):
         "HunyuanVideo-1.5 (mean flow)": _size(54, 2048, 128, 3584, 1472, 1152, "meanflow"),
     }
     sample: ClassVar[Size] = _size(2, 64, 32, 48, 40, 24)
+
+    def components(self, root: SourceRoot) -> Mapping[str, str]:
+        """Of the released repository ``transformer/480p_t2v`` and the like; the transformers of a pipeline."""
+        folders = {file.rpartition("/")[0] for file in root.matching("transformer/*p_*/diffusion_pytorch_model*")}
+        return {folder.rpartition("/")[2]: folder for folder in sorted(folders)} or super().components(root)
 
 
 @hookimpl

@@ -30,10 +30,10 @@ def as_kernel_reads(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16)
 
 
-def scaled(weight: Tensor, per_step: Tensor) -> Tensor:
-    """|weight| * per_step, float32 [O, blocks, width]; new. per_step: of each block, [O, blocks]."""
+def scaled(weight: Tensor, inv_scale: Tensor) -> Tensor:
+    """|weight| * inv_scale, float32 [O, blocks, width]; new. inv_scale: of each block, [O, blocks]."""
     values = magnitudes(weight).view(weight.dtype).to(torch.float32)
-    return values.view(*per_step.shape, -1).mul_(per_step.unsqueeze(-1))
+    return values.view(*inv_scale.shape, -1).mul_(inv_scale.unsqueeze(-1))
 
 
 def nearest(values: Tensor, unit: Tensor) -> Tensor:
@@ -44,30 +44,30 @@ def nearest(values: Tensor, unit: Tensor) -> Tensor:
     return steps.div_(step).round_().mul_(step).mul_(unit)
 
 
-def encode(weight: Tensor, per_step: Tensor) -> Tensor:
-    """Codes of weight * per_step, packed [O, I / 2] uint8: even column in the low nibble.
+def encode(weight: Tensor, inv_scale: Tensor) -> Tensor:
+    """Codes of weight * inv_scale, packed [O, I / 2] uint8: even column in the low nibble.
 
-    per_step: float32 [O, blocks]. Rounded to nearest even, saturated at 6; zeros keep their sign.
+    inv_scale: float32 [O, blocks]. Rounded to nearest even, saturated at 6; zeros keep their sign.
     """
     if _loops.suit(weight):
-        return _loops.e2m1_codes(weight, per_step)
+        return _loops.e2m1_codes(weight, inv_scale)
 
-    def codes(rows: Tensor, per_step: Tensor) -> Tensor:
-        return _pack(_codes(scaled(rows, per_step).view(-1)).bitwise_or_(_signs(rows)), rows.shape[0])
+    def codes(rows: Tensor, inv_scale: Tensor) -> Tensor:
+        return _pack(_codes(scaled(rows, inv_scale).view(-1)).bitwise_or_(_signs(rows)), rows.shape[0])
 
-    return by_pieces(codes, weight, per_step)
+    return by_pieces(codes, weight, inv_scale)
 
 
-def encode_as_kernel(weight: Tensor, per_step: Tensor) -> Tensor:
+def encode_as_kernel(weight: Tensor, inv_scale: Tensor) -> Tensor:
     """As ``encode``, but NaN (zero times an infinite reciprocal) becomes +6, as ``cvt.rn.satfinite.e2m1x2`` has it."""
 
-    def codes(rows: Tensor, per_step: Tensor) -> Tensor:
-        steps = scaled(rows, per_step).view(-1)
+    def codes(rows: Tensor, inv_scale: Tensor) -> Tensor:
+        steps = scaled(rows, inv_scale).view(-1)
         positive = steps.isnan()
         signs = _signs(rows).masked_fill_(positive, 0)
         return _pack(_codes(steps.masked_fill_(positive, 6.0)).bitwise_or_(signs), rows.shape[0])
 
-    return by_pieces(codes, weight, per_step)
+    return by_pieces(codes, weight, inv_scale)
 
 
 def _codes(steps: Tensor) -> Tensor:

@@ -30,18 +30,18 @@ EXACT = 26
 """Bits of the counts of a row, all added, and of the table's entries."""
 
 
-def best_steps(weight: Tensor, reach: Tensor, first: Tensor, shares: Tensor | None = None) -> Tensor:
+def best_steps(weight: Tensor, amax: Tensor, first: Tensor, shares: Tensor | None = None) -> Tensor:
     """How many bf16 numbers above ``first`` the scale with the least squared error of each row lies, int32 [O, 1].
 
-    reach: the largest magnitude of each row, float32 [O, 1]. first: scales, bf16-representable, that map it to 448.
+    amax: the largest magnitude of each row, float32 [O, 1]. first: scales, bf16-representable, that map it to 448.
     shares: by which the squared error of each column counts, int32 [I] whose sum is below 2^31; None: all alike.
     """
     table = _squared_errors(weight.device)
     if _loops.suit(weight):
-        return _loops.e4m3_best_steps(weight, reach, first, shares, table)
+        return _loops.e4m3_best_steps(weight, amax, first, shares, table)
 
-    def best(rows: Tensor, reach: Tensor, first: Tensor) -> Tensor:
-        lowest = (reach.view(torch.int32) >> 23) - (BINADES - 2) << BITS
+    def best(rows: Tensor, amax: Tensor, first: Tensor) -> Tensor:
+        lowest = (amax.view(torch.int32) >> 23) - (BINADES - 2) << BITS
         bins = rows.float().abs().view(torch.int32).add_(1 << 22 - BITS).bitwise_right_shift_(23 - BITS)
         bins.sub_(lowest).clamp_(min=0)
         counts = torch.zeros(len(rows), BINADES << BITS, dtype=torch.int64, device=rows.device)
@@ -55,7 +55,7 @@ def best_steps(weight: Tensor, reach: Tensor, first: Tensor, shares: Tensor | No
         order = (start + torch.arange(OCTAVE, device=rows.device)) % OCTAVE
         return _first_least(errors.gather(1, order)).to(torch.int32)
 
-    return by_pieces(best, weight, reach, first)
+    return by_pieces(best, weight, amax, first)
 
 
 def _counted(bins: Tensor, shares: Tensor | None) -> Tensor:

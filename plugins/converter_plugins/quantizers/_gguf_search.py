@@ -65,8 +65,8 @@ def affine(blocks: Tensor, kind: Affine) -> tuple[Tensor, Tensor, Tensor, Tensor
     best = torch.full_like(low, torch.inf)
     for number in range(len(CANDIDATES) + 1):
         if number < len(CANDIDATES):
-            per_step = torch.full_like(low, (kind.top + CANDIDATES[number]) / kind.unit)
-            s0, s1, s2 = _sums(counted, torch.zeros_like(low), per_step, 0, kind.top)
+            inv_scale = torch.full_like(low, (kind.top + CANDIDATES[number]) / kind.unit)
+            s0, s1, s2 = _sums(counted, torch.zeros_like(low), inv_scale, 0, kind.top)
         else:
             s0, s1, s2 = _sums(counted, base, _inverse(scale), 0, kind.top)
         denominator = n * s1 - s0 * s0
@@ -93,14 +93,14 @@ def affine(blocks: Tensor, kind: Affine) -> tuple[Tensor, Tensor, Tensor, Tensor
     for up in (0, 1):
         code = (exact + up).clamp_(0, kind.scale_top)
         s = d * code * per_unit
-        per_step = _inverse(s)
+        inv_scale = _inverse(s)
         fitted = -(low + (total - s * codes) / n * units)
         wanted = torch.where(known, fitted, minimum)
         start = torch.where(dmin > 0, wanted / dmin, 0).clamp_(0, kind.scale_top).round_()
         for beside in (0, -1, 1):
             minimum_code = (start + beside).clamp_(0, kind.scale_top)
             b = -(dmin * minimum_code + low) * per_unit
-            s0, s1, s2 = _sums(counted, b, per_step, 0, kind.top)
+            s0, s1, s2 = _sums(counted, b, inv_scale, 0, kind.top)
             cost = s * (s * s1 + 2 * b * s0 - 2 * s2) + b * (n * b - 2 * total)
             better = cost < best
             best, scale_code, low_code = (
@@ -119,8 +119,8 @@ def symmetric(blocks: Tensor, kind: Symmetric) -> tuple[Tensor, Tensor]:
 
     scale, best = torch.zeros_like(largest), torch.zeros_like(largest)
     for candidate in CANDIDATES:
-        per_step = torch.full_like(largest, -(kind.half + candidate) / kind.unit)
-        _, s1, s2 = _sums(counted, nothing, per_step, -kind.half, kind.half - 1)
+        inv_scale = torch.full_like(largest, -(kind.half + candidate) / kind.unit)
+        _, s1, s2 = _sums(counted, nothing, inv_scale, -kind.half, kind.half - 1)
         s = torch.where(s1 > 0, s2 / s1, 0)
         gain = s * s2
         better = gain > best
@@ -148,9 +148,9 @@ def codes(blocks: Tensor, scale: Tensor, minimum: Tensor, low: int, high: int) -
     return ((blocks + minimum) * _inverse(scale)).clamp_(low, high).round_().sub_(low).to(torch.uint8)
 
 
-def _sums(counted: Tensor, base: Tensor, per_step: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
+def _sums(counted: Tensor, base: Tensor, inv_scale: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of codes, of their squares, of their products with the weights; [B, groups, 1]."""
-    codes = ((counted - base) * per_step).clamp_(low, high).round_()
+    codes = ((counted - base) * inv_scale).clamp_(low, high).round_()
     return codes.sum(2, keepdim=True), (codes * codes).sum(2, keepdim=True), (codes * counted).sum(2, keepdim=True)
 
 

@@ -36,6 +36,6 @@ def of_blocks(shares: Tensor | None, width: int) -> Tensor | None:
     if shares is None:
         return None
     blocks = shares.double().view(-1, width)
-    most = blocks.amax(1, keepdim=True)
-    relative = torch.where(most > 0, blocks / most, torch.ones_like(blocks))
+    amax = blocks.amax(1, keepdim=True)
+    relative = torch.where(amax > 0, blocks / amax, torch.ones_like(blocks))
     return relative.clamp(min=2.0**-12).float().view(-1)

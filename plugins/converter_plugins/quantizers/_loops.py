@@ -73,39 +73,39 @@ def e4m3_costs(weight: Tensor, scale: Tensor, shares: Tensor | None = None) -> T
     return _costs("e4m3_costs", weight, scale, shares)
 
 
-def e4m3_best_steps(weight: Tensor, reach: Tensor, first: Tensor, shares: Tensor | None, table: Tensor) -> Tensor:
+def e4m3_best_steps(weight: Tensor, amax: Tensor, first: Tensor, shares: Tensor | None, table: Tensor) -> Tensor:
     out = torch.empty(first.shape, dtype=torch.int32)
     counts = torch.empty(16 * 128, dtype=torch.int32)
-    _call("e4m3_best_steps", weight, *weight.shape, reach, first, shares, table, counts, out)
+    _call("e4m3_best_steps", weight, *weight.shape, amax, first, shares, table, counts, out)
     return out
 
 
-def e2m1_codes(weight: Tensor, per_step: Tensor) -> Tensor:
+def e2m1_codes(weight: Tensor, inv_scale: Tensor) -> Tensor:
     out = torch.empty(weight.shape[0], weight.shape[1] // 2, dtype=torch.uint8)
-    _call("e2m1_codes", weight, per_step.numel(), weight.numel() // per_step.numel(), per_step, out)
+    _call("e2m1_codes", weight, inv_scale.numel(), weight.numel() // inv_scale.numel(), inv_scale, out)
     return out
 
 
-def e4m3_codes_of_blocks(blocks: Tensor, per_step: Tensor) -> Tensor:
+def e4m3_codes_of_blocks(blocks: Tensor, inv_scale: Tensor) -> Tensor:
     """Of [n, 32]."""
     out = torch.empty(blocks.shape, dtype=torch.float8_e4m3fn)
-    _call("e4m3_codes_of_blocks", blocks, blocks.shape[0], per_step, out)
+    _call("e4m3_codes_of_blocks", blocks, blocks.shape[0], inv_scale, out)
     return out
 
 
-def e3m2_codes(blocks: Tensor, per_step: Tensor) -> Tensor:
+def e3m2_codes(blocks: Tensor, inv_scale: Tensor) -> Tensor:
     """Of [n, 32], packed: uint8 [n, 24]."""
     out = torch.empty(blocks.shape[0], blocks.shape[1] * 3 // 4, dtype=torch.uint8)
-    _call("e3m2_codes", blocks, blocks.shape[0], per_step, out)
+    _call("e3m2_codes", blocks, blocks.shape[0], inv_scale, out)
     return out
 
 
-def floor_is_better(weight: Tensor, per_step: Tensor, shares: Tensor | None = None) -> Tensor:
-    out = torch.empty(per_step.shape, dtype=torch.bool)
+def floor_is_better(weight: Tensor, inv_scale: Tensor, shares: Tensor | None = None) -> Tensor:
+    out = torch.empty(inv_scale.shape, dtype=torch.bool)
     if shares is None:
-        _call("floor_is_better", weight, per_step.numel(), per_step, out)
+        _call("floor_is_better", weight, inv_scale.numel(), inv_scale, out)
     else:
-        _call("shared_floor_is_better", weight, per_step.numel(), per_step, shares, per_step.shape[1], out)
+        _call("shared_floor_is_better", weight, inv_scale.numel(), inv_scale, shares, inv_scale.shape[1], out)
     return out
 
 

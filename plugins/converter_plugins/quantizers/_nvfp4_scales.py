@@ -19,7 +19,7 @@ from . import _loops
 from ._bits import by_pieces
 from ._fp4 import VALUES, scaled
 
-TOP = 448.0
+E4M3_MAX = 448.0
 TOP_CODE = 0x7E
 
 STEPS = (0, -1, 1, 4, 5, 3, -2, 6)
@@ -42,7 +42,7 @@ NEVER = 1 << 24
 
 def block_codes(exact: Tensor) -> Tensor:
     """Scales that are not negative, float32 -> E4M3 codes, int32; saturated."""
-    return exact.clamp(max=TOP).to(torch.float8_e4m3fn).view(torch.uint8).to(torch.int32)
+    return exact.clamp(max=E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8).to(torch.int32)
 
 
 def divisors(codes: Tensor) -> Tensor:
@@ -51,15 +51,15 @@ def divisors(codes: Tensor) -> Tensor:
 
 
 def better_codes(
-    weight: Tensor, first: Tensor, whole: Tensor, over_four: Tensor | None = None, shares: Tensor | None = None
+    weight: Tensor, first: Tensor, global_scale: Tensor, over_four: Tensor | None = None, shares: Tensor | None = None
 ) -> Tensor:
     """Codes, int32 [O, I / 16], whose squared error is the smallest in each block; at a tie the given ones.
 
-    first: codes of absmax / 6. whole: the global scale. over_four: where given, the codes of absmax / 4, which are the
-    only others to try. shares: how much each column counts, float32 [I]; None: all alike.
+    first: codes of absmax / 6. over_four: where given, the codes of absmax / 4, which are the only others to try.
+    shares: how much each column counts, float32 [I]; None: all alike.
     """
     device = first.device
-    bins_per_unit = (whole * divisors(first).reciprocal_()).mul_(BINS_PER_STEP)
+    bins_per_unit = (global_scale * divisors(first).reciprocal_()).mul_(BINS_PER_STEP)
     shift = ((first & 7) * BINS).float()
     allowed = _allowed(device).index_select(0, first.view(-1))
     if over_four is not None:

@@ -31,14 +31,14 @@ Stages = Sequence[Sequence[int]]
 ScaleDtype = Literal["bfloat16", "float32"]
 
 
-def scale_for(reach: Tensor, top: float, precision: ScaleDtype = "bfloat16") -> Tensor:
-    """The float32 scale that maps ``reach`` to ``top``: never subnormal, and 1 where the reach is zero.
+def scale_for(amax: Tensor, top: float, precision: ScaleDtype = "bfloat16") -> Tensor:
+    """The float32 scale that maps ``amax`` to ``top``: never subnormal, and 1 where the amax is zero.
 
     precision: ``bfloat16`` rounds it to what bf16 holds, for runtimes that cast scales at load.
     """
-    scale = reach / torch.full_like(reach, top)
+    scale = amax / torch.full_like(amax, top)
     scale = (as_bf16(scale) if precision == "bfloat16" else scale).clamp_(min=SMALLEST_NORMAL)
-    return torch.where(reach == 0, torch.ones_like(scale), scale)
+    return torch.where(amax == 0, torch.ones_like(scale), scale)
 
 
 def scale_facts(per_channel: bool, precision: ScaleDtype) -> dict[str, Any]:
@@ -136,14 +136,14 @@ def sum_of_squares(error: Tensor, shares: Tensor | None = None) -> Tensor:
     return halving_sum(squares if shares is None else squares.mul_(shares), 1)
 
 
-def reference_scale(weight: Tensor, reach: Tensor, top: float) -> Tensor:
+def reference_scale(weight: Tensor, amax: Tensor, top: float) -> Tensor:
     """The scale in the source's dtype, computed in it, with the floor of 1e-5 that LightX2V's converter has.
 
     fp16 rounds 1e-5 / 448 to zero: such scales are zero here too.
     """
     dtype = weight.dtype
-    floor = torch.full_like(reach, 1e-5).to(dtype).float()
-    return (torch.maximum(reach, floor) / torch.full_like(reach, top)).to(dtype)
+    floor = torch.full_like(amax, 1e-5).to(dtype).float()
+    return (torch.maximum(amax, floor) / torch.full_like(amax, top)).to(dtype)
 
 
 def reference_quotient(weight: Tensor, scale: Tensor) -> Tensor:

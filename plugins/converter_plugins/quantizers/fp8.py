@@ -34,7 +34,7 @@ from ._rows import (
 if TYPE_CHECKING:
     from converter_core.api import Parts
 
-TOP = 448.0
+E4M3_MAX = 448.0
 SMALLEST_FP16 = 2.0**-24
 
 
@@ -116,13 +116,13 @@ class Fp8(Reference, ActivationScaled, Quantizer):
     ) -> Parts:
         weight = admit(weight)
         if self.is_reference:
-            scale = reference_scale(weight, absmax_of_rows(weight), TOP)
+            scale = reference_scale(weight, absmax_of_rows(weight), E4M3_MAX)
             codes = _reference_codes(weight, scale)
         else:
-            reach = absmax_of_rows(weight) if amax is None else amax
-            scale = scale_for(reach, TOP, self.scale_dtype)
+            amax = absmax_of_rows(weight) if amax is None else amax
+            scale = scale_for(amax, E4M3_MAX, self.scale_dtype)
             if self._rule != "absmax":
-                scale = _best_scale(weight, reach, scale, shares_of(mean_square))
+                scale = _best_scale(weight, amax, scale, shares_of(mean_square))
             codes = _codes(weight, scale.expand(weight.shape[0], 1))
         parts = {"weight": codes, "scale": scale}
         return parts if input_absmax is None else {**parts, "input_absmax": input_absmax}
@@ -138,7 +138,7 @@ class Fp8(Reference, ActivationScaled, Quantizer):
         else:
             steps = _binade(decode_e4m3(codes)).mul_(2.0**-3).mul_(scale)
         # a row whose scale fp16 rounded to zero comes back as zeros: the next it could have had is one smallest scale
-        return steps.add_((scale == 0).float().mul_(TOP * SMALLEST_FP16))
+        return steps.add_((scale == 0).float().mul_(E4M3_MAX * SMALLEST_FP16))
 
 
 def _reference_codes(weight: Tensor, scale: Tensor) -> Tensor:
@@ -146,25 +146,29 @@ def _reference_codes(weight: Tensor, scale: Tensor) -> Tensor:
 
     (0 / 0 is NaN with its sign set on x86; qtorch takes it for a number too large and torch's cast saturates.)
     """
-    codes = _ties_away(reference_quotient(weight, scale).clamp_(-TOP, TOP))
-    of_zero_scale = torch.where(weight > 0, TOP, -TOP)
+    codes = _ties_away(reference_quotient(weight, scale).clamp_(-E4M3_MAX, E4M3_MAX))
+    of_zero_scale = torch.where(weight > 0, E4M3_MAX, -E4M3_MAX)
     return torch.where(scale == 0, of_zero_scale, codes).to(torch.float8_e4m3fn)
 
 
 def _nearest(values: Tensor, scale: Tensor) -> Tensor:
-    steps = in_steps(values, scale).clamp_(-TOP, TOP)
+    steps = in_steps(values, scale).clamp_(-E4M3_MAX, E4M3_MAX)
     return steps.add_(_residual(steps, torch.ones_like(scale))).mul_(scale)
 
 
 def _codes(weight: Tensor, scale: Tensor) -> Tensor:
     if _loops.suit(weight):
         return _loops.e4m3_codes(weight, scale)
-    return by_pieces(lambda rows, of: in_steps(rows, of).clamp_(-TOP, TOP).to(torch.float8_e4m3fn), weight, scale)
+
+    def codes(rows: Tensor, scale: Tensor) -> Tensor:
+        return in_steps(rows, scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+    return by_pieces(codes, weight, scale)
 
 
-def _best_scale(weight: Tensor, reach: Tensor, first: Tensor, shares: Tensor | None) -> Tensor:
+def _best_scale(weight: Tensor, amax: Tensor, first: Tensor, shares: Tensor | None) -> Tensor:
     """Of the bf16 numbers from ``first`` to twice as much, after which the grid of mantissas returns. [O, 1]"""
-    steps = best_steps(weight, reach, first, counted(shares))
+    steps = best_steps(weight, amax, first, counted(shares))
     scale = moved(first, steps)
     relative = scale / first
     least = _cost(weight, scale, shares).mul_(relative).mul_(relative)

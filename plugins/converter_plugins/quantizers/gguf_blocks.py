@@ -94,8 +94,8 @@ class Q8_0(Block):
     nbytes: ClassVar[int] = 34
 
     def _packed(self, blocks: Tensor) -> Tensor:
-        most = magnitudes(blocks).amax(1, keepdim=True).view(blocks.dtype).float()
-        scale = most / torch.full_like(most, 127)
+        amax = magnitudes(blocks).amax(1, keepdim=True).view(blocks.dtype).float()
+        scale = amax / torch.full_like(amax, 127)
         values = blocks.float() * reciprocal(scale)
         size = values.abs()
         whole = size.floor()
@@ -113,8 +113,8 @@ class Centred(Block):
     def _packed(self, blocks: Tensor) -> Tensor:
         half = 1 << (self.bits - 1)
         at = magnitudes(blocks).argmax(1, keepdim=True)  # the first of equals
-        most = blocks.gather(1, at).float()
-        scale = most / torch.full_like(most, -half)
+        extreme = blocks.gather(1, at).float()
+        scale = extreme / torch.full_like(extreme, -half)
         codes = (blocks.float() * reciprocal(scale)).add_(half + 0.5).clamp_(max=2 * half - 1).to(torch.uint8)
         high = (high_bits(codes),) if self.bits == 5 else ()
         return join(to_half(scale), *high, nibbles(codes))

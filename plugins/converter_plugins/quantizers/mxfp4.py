@@ -77,18 +77,18 @@ class Mxfp4(Reference, Calibrated, Quantizer):
         weight = admit(weight, WIDTH)
         if self.is_reference:
             weight = as_kernel_reads(weight)
-        most = absmax(weight, WIDTH).view(weight.shape[0], -1)
+        amax = absmax(weight, WIDTH).view(weight.shape[0], -1)
         if self.is_reference:
-            scale = _rceil(most)
+            scale = _rceil(amax)
             reciprocal = _e8m0.inverse_power(scale).masked_fill_(
                 scale == 0, torch.inf
             )  # the kernel's flushes to zero first
             return {"weight": encode_as_kernel(weight, reciprocal), "scale": scale.to(torch.uint8)}
         rule = self.scale_rule or "even"
         if rule in ("mse", "weighted"):
-            scale = _better(weight, most, shares_of(mean_square))
+            scale = _better(weight, amax, shares_of(mean_square))
         else:
-            scale = {"rceil": _rceil, "floor": _floor, "even": _even}[rule](most)
+            scale = {"rceil": _rceil, "floor": _floor, "even": _even}[rule](amax)
         return {"weight": encode(weight, _e8m0.inverse_power(scale)), "scale": scale.to(torch.uint8)}
 
     def dequantize(self, parts: Parts, /) -> Tensor:
@@ -99,32 +99,32 @@ class Mxfp4(Reference, Calibrated, Quantizer):
         return _scaled(steps(parts["weight"]), parts["scale"]).clamp_(min=2.0**-123)
 
 
-def _better(weight: Tensor, most: Tensor, shares: Tensor | None) -> Tensor:
-    """E8M0 of floor or, where that is better, of the next, as int32. most: largest magnitudes of the blocks."""
-    scale = _floor(most)
+def _better(weight: Tensor, amax: Tensor, shares: Tensor | None) -> Tensor:
+    """E8M0 of floor or, where that is better, of the next, as int32. amax: largest magnitudes of the blocks."""
+    scale = _floor(amax)
     better = _floor_is_better(weight, _e8m0.inverse_power(scale), of_blocks(shares, WIDTH))
-    return scale.add_((_rceil(most) - scale).mul_(better.logical_not_()))
+    return scale.add_((_rceil(amax) - scale).mul_(better.logical_not_()))
 
 
-def _rceil(most: Tensor) -> Tensor:
-    """E8M0 of most / 6 rounded up to a power of two, as int32."""
-    return _e8m0.smallest_power(most * SIXTH)
+def _rceil(amax: Tensor) -> Tensor:
+    """E8M0 of amax / 6 rounded up to a power of two, as int32."""
+    return _e8m0.smallest_power(amax * SIXTH)
 
 
-def _floor(most: Tensor) -> Tensor:
-    """E8M0 of floor(log2(most)) - 2, as int32. OCP Microscaling Formats 1.0, 6.3."""
-    return ((most.view(torch.int32) >> 23) - 2).clamp_(min=0)
+def _floor(amax: Tensor) -> Tensor:
+    """E8M0 of floor(log2(amax)) - 2, as int32. OCP Microscaling Formats 1.0, 6.3."""
+    return ((amax.view(torch.int32) >> 23) - 2).clamp_(min=0)
 
 
-def _even(most: Tensor) -> Tensor:
+def _even(amax: Tensor) -> Tensor:
     """As floor, after rounding to one bit of mantissa: torchao's ``ScaleCalculationMode.EVEN``."""
-    return _floor((most.view(torch.int32) + 0x200000).view(torch.float32))
+    return _floor((amax.view(torch.int32) + 0x200000).view(torch.float32))
 
 
-def _floor_is_better(weight: Tensor, per_step: Tensor, shares: Tensor | None) -> Tensor:
+def _floor_is_better(weight: Tensor, inv_scale: Tensor, shares: Tensor | None) -> Tensor:
     """Blocks [O, I / 32] whose squared error is smaller with floor's power of two than with the next.
 
-    per_step: the reciprocal of floor's power of two, in units of which all magnitudes are below 8. There the two grids
+    inv_scale: the reciprocal of floor's power of two, in units of which all magnitudes are below 8. There the two grids
     differ only below 2, where floor's has the halves as well, and above 7, where floor's saturates at 6 and the other
     has 8. So the difference of the squared errors is a sum of |x - round(x)| - 1/4 where that is positive (x < 2), less
     one of 4 (x - 7) where x > 7; it is never negative where the kernel takes floor itself (all x up to 6). Added in
@@ -132,10 +132,10 @@ def _floor_is_better(weight: Tensor, per_step: Tensor, shares: Tensor | None) ->
     float32 [I]; None: all alike.
     """
     if _loops.suit(weight):
-        return _loops.floor_is_better(weight, per_step, shares)
+        return _loops.floor_is_better(weight, inv_scale, shares)
 
-    def better(rows: Tensor, per_step: Tensor) -> Tensor:
-        fixed = scaled(rows, per_step).mul_(ONE).to(torch.int32)
+    def better(rows: Tensor, inv_scale: Tensor) -> Tensor:
+        fixed = scaled(rows, inv_scale).mul_(ONE).to(torch.int32)
         to_integer = fixed.clamp(max=2 * ONE).add_(ONE // 2).bitwise_and_(ONE - 1).sub_(ONE // 2).abs_()
         beyond = fixed.sub_(7 * ONE).clamp_(min=0)
         saved = to_integer.clamp_(min=ONE // 4).sub_(ONE // 4).sub_(beyond, alpha=4)
@@ -143,7 +143,7 @@ def _floor_is_better(weight: Tensor, per_step: Tensor, shares: Tensor | None) ->
             return halving_sum(saved.float().mul_(shares.view(-1, WIDTH)), 2).squeeze(2) > 0
         return saved.sum(-1, dtype=torch.int32) > 0
 
-    return by_pieces(better, weight, per_step)
+    return by_pieces(better, weight, inv_scale)
 
 
 def _scaled(values: Tensor, scale: Tensor) -> Tensor:

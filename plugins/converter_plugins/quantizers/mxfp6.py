@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from converter_core.api import Parts
 
 WIDTH = 32
-TOP = 28.0
+E3M2_MAX = 28.0
 VALUES = tuple(m / 16 if e == 0 else (4 + m) * 2.0 ** (e - 5) for e in range(8) for m in range(4))
 """Of the codes 0...31; 32...63 are their negatives."""
 STEPS = tuple(2.0 ** (max(e, 1) - 5) for e in range(8) for _ in range(4))
@@ -54,8 +54,8 @@ class Mxfp6(Reference, Quantizer):
         weight = admit(weight, WIDTH)
         if self.is_reference:
             weight = as_kernel_reads(weight)
-        most = absmax(weight, WIDTH)
-        scale = _e8m0.smallest_power(most / torch.full_like(most, TOP))
+        amax = absmax(weight, WIDTH)
+        scale = _e8m0.smallest_power(amax / torch.full_like(amax, E3M2_MAX))
         packed = _packed(weight.view(-1, WIDTH), _e8m0.inverse_power(scale).view(-1, 1))
         rows = weight.shape[0]
         return {"weight": packed.view(rows, -1), "scale": scale.to(torch.uint8).view(rows, -1)}
@@ -68,14 +68,14 @@ class Mxfp6(Reference, Quantizer):
         return _unpacked(parts, STEPS + STEPS).clamp_(min=2.0**-126)
 
 
-def _packed(blocks: Tensor, per_step: Tensor) -> Tensor:
-    """Codes of blocks [n, 32] times ``per_step`` [n, 1], rounded to nearest even: uint8 [n, 24]."""
+def _packed(blocks: Tensor, inv_scale: Tensor) -> Tensor:
+    """Codes of blocks [n, 32] times ``inv_scale`` [n, 1], rounded to nearest even: uint8 [n, 24]."""
     if _loops.suit(blocks):
-        return _loops.e3m2_codes(blocks, per_step)
+        return _loops.e3m2_codes(blocks, inv_scale)
 
-    def packed(rows: Tensor, per_step: Tensor) -> Tensor:
-        exact = rows.to(torch.float32, copy=True).mul_(per_step)
-        size = exact.abs().clamp_(max=TOP)
+    def packed(rows: Tensor, inv_scale: Tensor) -> Tensor:
+        exact = rows.to(torch.float32, copy=True).mul_(inv_scale)
+        size = exact.abs().clamp_(max=E3M2_MAX)
         bits = size.view(torch.int32)
         # half a step less one bit, and one more where the code is odd; the exponents differ by 127 - 3
         normal = ((bits + 0xFFFFF + (bits >> 21 & 1)) >> 21) - (124 << 2)
@@ -85,7 +85,7 @@ def _packed(blocks: Tensor, per_step: Tensor) -> Tensor:
         a, b, c, d = codes.view(len(rows), -1, 4).unbind(-1)
         return torch.stack([a | b << 6, b >> 2 | c << 4, c >> 4 | d << 2], -1).to(torch.uint8).view(len(rows), -1)
 
-    return by_pieces(packed, blocks, per_step)
+    return by_pieces(packed, blocks, inv_scale)
 
 
 def _unpacked(parts: Parts, of_code: tuple[float, ...]) -> Tensor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from converter_core.api import Parts
 
 WIDTH = 32
-TOP = 448.0
+E4M3_MAX = 448.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Mxfp8(Reference, Quantizer):
         weight = admit(weight, WIDTH)
         if self.is_reference:
             weight = as_kernel_reads(weight)
-        most = absmax(weight, WIDTH)
-        scale = _e8m0.smallest_power(most / torch.full_like(most, TOP))
+        amax = absmax(weight, WIDTH)
+        scale = _e8m0.smallest_power(amax / torch.full_like(amax, E4M3_MAX))
         codes = _codes(weight.view(-1, WIDTH), _e8m0.inverse_power(scale).view(-1, 1))
         return {"weight": codes.view(weight.shape), "scale": scale.to(torch.uint8).view(weight.shape[0], -1)}
 
@@ -74,16 +74,16 @@ def _blocks(parts: Parts) -> tuple[Tensor, Tensor]:
     return parts["weight"].contiguous().view(-1, WIDTH), _e8m0.power(parts["scale"]).view(-1, 1)
 
 
-def _codes(blocks: Tensor, per_step: Tensor) -> Tensor:
-    """per_step: float32 [blocks, 1], powers of two."""
+def _codes(blocks: Tensor, inv_scale: Tensor) -> Tensor:
+    """inv_scale: float32 [blocks, 1], powers of two."""
     if _loops.suit(blocks):
-        return _loops.e4m3_codes_of_blocks(blocks, per_step)
+        return _loops.e4m3_codes_of_blocks(blocks, inv_scale)
 
-    def codes(rows: Tensor, per_step: Tensor) -> Tensor:
-        exact = rows.to(torch.float32, copy=True).mul_(per_step)
-        return exact.clamp_(-TOP, TOP).to(torch.float8_e4m3fn)
+    def codes(rows: Tensor, inv_scale: Tensor) -> Tensor:
+        exact = rows.to(torch.float32, copy=True).mul_(inv_scale)
+        return exact.clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
-    return by_pieces(codes, blocks, per_step)
+    return by_pieces(codes, blocks, inv_scale)
 
 
 @hookimpl

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from converter_core.api import Parts
 
 WIDTH = 16
-TOP = 2688.0
+GLOBAL_MAX = 2688.0
 """448 * 6: the largest block scale times the largest code."""
 
 MOST_GLOBAL = 2.0**118
@@ -78,16 +78,17 @@ class Nvfp4(Reference, ActivationScaled, Quantizer):
         return {"amax": absmax_of_all(admit(rows))}
 
     def fitted(self, weight: Tensor, parts: Parts, fit: Parts) -> Parts:
-        whole = parts["global_scale"]
+        global_scale = parts["global_scale"]
 
         def units(columns: Tensor, counts: Tensor) -> Tensor:
-            first = block_codes(absmax(columns, WIDTH).view(-1, 1).mul_(SIXTH).mul_(whole))
-            return _value(better_codes(columns, first, whole, shares=of_blocks(counts, WIDTH))).div_(whole)
+            first = block_codes(absmax(columns, WIDTH).view(-1, 1).mul_(SIXTH).mul_(global_scale))
+            best = better_codes(columns, first, global_scale, shares=of_blocks(counts, WIDTH))
+            return _value(best).div_(global_scale)
 
         values, unit = fitted(weight, fit, WIDTH, units, nearest, TO_E2M1)
-        scale = block_codes(unit * whole)
-        per_step = whole * divisors(scale).reciprocal_()
-        codes = {"weight": encode(values, per_step), "scale": scale.to(torch.uint8).view(torch.float8_e4m3fn)}
+        scale = block_codes(unit * global_scale)
+        inv_scale = global_scale * divisors(scale).reciprocal_()
+        codes = {"weight": encode(values, inv_scale), "scale": scale.to(torch.uint8).view(torch.float8_e4m3fn)}
         return {**codes, **{role: part for role, part in parts.items() if role not in codes}}
 
     def rounded(
@@ -103,16 +104,17 @@ class Nvfp4(Reference, ActivationScaled, Quantizer):
         rule = self.scale_rule or "mse"
         if self.is_reference:
             weight, rule = as_kernel_reads(weight), "absmax"
-        whole = _reference_global(amax) if self.is_reference else _global(amax)
-        most = absmax(weight, WIDTH).view(weight.shape[0], -1)
-        exact = most.mul_(SIXTH).mul_(whole)
+        global_scale = _reference_global(amax) if self.is_reference else _global(amax)
+        block_amax = absmax(weight, WIDTH).view(weight.shape[0], -1)
+        exact = block_amax.mul_(SIXTH).mul_(global_scale)
         scale = block_codes(exact)
         if rule != "absmax":
             over_four = block_codes(exact.mul_(1.5)) if rule == "four_over_six" else None
-            scale = better_codes(weight, scale, whole, over_four, of_blocks(shares_of(mean_square), WIDTH))
-        per_step = whole * divisors(scale).reciprocal_()
-        codes = encode_as_kernel(weight, per_step) if self.is_reference else encode(weight, per_step)
-        parts = {"weight": codes, "scale": scale.to(torch.uint8).view(torch.float8_e4m3fn), "global_scale": whole}
+            scale = better_codes(weight, scale, global_scale, over_four, of_blocks(shares_of(mean_square), WIDTH))
+        inv_scale = global_scale * divisors(scale).reciprocal_()
+        codes = encode_as_kernel(weight, inv_scale) if self.is_reference else encode(weight, inv_scale)
+        stored = scale.to(torch.uint8).view(torch.float8_e4m3fn)
+        parts = {"weight": codes, "scale": stored, "global_scale": global_scale}
         return parts if input_absmax is None else {**parts, "input_absmax": input_absmax}
 
     def dequantize(self, parts: Parts, /) -> Tensor:
@@ -135,10 +137,10 @@ def _global(amax: Tensor) -> Tensor:
     In float64, where the quotient of two float32 numbers cannot fall on a tie that it is not; the eight bits are cut by
     hand because torch casts float64 to bf16 by way of float32, which rounds twice.
     """
-    bits = (torch.full_like(amax, TOP).double() / amax.double()).view(torch.int64)
+    bits = (torch.full_like(amax, GLOBAL_MAX).double() / amax.double()).view(torch.int64)
     bits = (bits + ((bits >> 45) & 1) + (2**44 - 1)) >> 45 << 45
-    whole = bits.view(torch.float64).clamp(max=MOST_GLOBAL).float()
-    return torch.where(amax == 0, torch.ones_like(whole), whole)
+    global_scale = bits.view(torch.float64).clamp(max=MOST_GLOBAL).float()
+    return torch.where(amax == 0, torch.ones_like(global_scale), global_scale)
 
 
 def _reference_global(amax: Tensor) -> Tensor:
@@ -146,12 +148,12 @@ def _reference_global(amax: Tensor) -> Tensor:
     infinite (an all-zero weight too) LightX2V's codes are garbage, and ours those of ``_global``.
     """
     amax = as_bf16(amax.clamp(max=BF16_MAX))
-    whole = as_bf16(as_bf16(amax.reciprocal()) * TOP)
-    return torch.where(whole.isinf(), _global(amax), whole)
+    global_scale = as_bf16(as_bf16(amax.reciprocal()) * GLOBAL_MAX)
+    return torch.where(global_scale.isinf(), _global(amax), global_scale)
 
 
-def _scaled(values: Tensor, scale: Tensor, whole: Tensor) -> Tensor:
-    return values.view(*scale.shape, WIDTH).mul_(scale.unsqueeze(-1)).view(values.shape).div_(whole.float())
+def _scaled(values: Tensor, scale: Tensor, global_scale: Tensor) -> Tensor:
+    return values.view(*scale.shape, WIDTH).mul_(scale.unsqueeze(-1)).view(values.shape).div_(global_scale.float())
 
 
 @hookimpl

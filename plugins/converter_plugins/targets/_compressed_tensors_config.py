@@ -15,6 +15,8 @@ from converter_core.api import UNQUANTIZED, PlannedWeight, QuantFormat, Refused,
 
 from ._row_formats import FP8, INT8
 
+METHOD = "compressed-tensors"
+
 VERSION = "0.20.0"
 """Of compressed-tensors: the one that the tests open these files with."""
 
@@ -139,13 +141,15 @@ def format_of(layer: str, leaf: str, tensors: Mapping[str, TensorSpec]) -> tuple
     return None
 
 
-def quantization(weights: Iterable[PlannedWeight]) -> Mapping[str, Any]:
-    """A group for each format."""
+def quantization(weights: Iterable[PlannedWeight], before: object = None) -> Mapping[str, Any]:
+    """A group for each format. before: of the source; what it says of activations stays as it is."""
+    activations = dict(_activations(before))
     layers: dict[str, QuantFormat] = {}
     for weight in weights:
         if weight.name.endswith(".weight"):
             layers[weight.name.removesuffix(".weight")] = weight.format
-    formats = [format for format in dict.fromkeys(layers.values()) if format != UNQUANTIZED]
+    found = dict.fromkeys(format for _, format in sorted(layers.items(), key=lambda one: one[0]))
+    formats = [format for format in found if format != UNQUANTIZED]
     groups = {}
     for number, format in enumerate(formats):
         scheme = scheme_of(format)
@@ -155,12 +159,12 @@ def quantization(weights: Iterable[PlannedWeight]) -> Mapping[str, Any]:
             "targets": list(_targets(layers, format)),
             "format": scheme.name,
             "weights": scheme.weights,
-            "input_activations": scheme.activations,
+            "input_activations": activations.get(scheme.name, scheme.activations),
             "output_activations": None,
         }
     names = {group["format"] for group in groups.values()}
     return {
-        "quant_method": "compressed-tensors",
+        "quant_method": METHOD,
         "format": names.pop() if len(names) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "global_compression_ratio": None,
@@ -173,13 +177,23 @@ def quantization(weights: Iterable[PlannedWeight]) -> Mapping[str, Any]:
     }
 
 
+def _activations(before: object) -> Iterator[tuple[str, Any]]:
+    """(format, how activations are quantized) of each group of a source that is compressed already."""
+    if not isinstance(before, Mapping) or before.get("quant_method") != METHOD:
+        return
+    groups = before.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        if isinstance(group, Mapping) and "input_activations" in group:
+            yield str(group.get("format") or before.get("format")), group["input_activations"]
+
+
 def _targets(layers: Mapping[str, QuantFormat], format: QuantFormat) -> Iterator[str]:
     """Patterns in which a number stands for any, where they take no layer of another format; else full names."""
     taken: dict[str, set[QuantFormat]] = {}
     for name, its in layers.items():
         taken.setdefault(_pattern(name), set()).add(its)
     seen = set()
-    for name, its in layers.items():
+    for name, its in sorted(layers.items()):
         pattern = _pattern(name)
         target = f"re:{pattern}" if taken[pattern] == {format} else name
         if its == format and target not in seen:

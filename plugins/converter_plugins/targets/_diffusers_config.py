@@ -45,7 +45,7 @@ def not_converted(weights: Iterable[PlannedWeight]) -> Iterator[str]:
     Both readers take a component anywhere in a name, and the full name of a weight (sdnq/utils.py,
     ``check_param_name_in``; ``TorchAoHfQuantizer.check_if_quantized_param``).
     """
-    weights = list(weights)
+    weights = sorted(weights, key=lambda weight: weight.name)
     used = {part for weight in weights if weight.format != UNQUANTIZED for part in weight.name.split(".")}
     seen = set()
     for weight in weights:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from converter_core.api import UNQUANTIZED, PlannedWeight, QuantFormat, Refused
+from converter_core.api import UNQUANTIZED, PlannedWeight, QuantFormat
 
 _BFLOAT16 = {"_type": "torch.dtype", "_data": "bfloat16"}
 _PER_ROW = {"_type": "PerRow", "_data": {"dim": -1}}
@@ -60,6 +60,11 @@ def _record(weight: PlannedWeight, activations: str) -> Mapping[str, Any]:
     return {"_type": kind, "_data": data, "_tensor_data_names": names}
 
 
+def is_dynamic(metadata: Mapping[str, Any]) -> bool:
+    """Whether the records of a file say that activations are quantized as the model runs."""
+    return any("QuantizeTensorToInt8Kwargs" in str(record) for record in metadata.values())
+
+
 def recipe(format: QuantFormat, activations: str) -> Mapping[str, Any]:
     """The ``quant_type`` that would have made such weights."""
     if format.element == "int8" and activations == "dynamic":
@@ -74,8 +79,6 @@ def recipe(format: QuantFormat, activations: str) -> Mapping[str, Any]:
                 "weight_only_decode": False,
             },
         }
-    if activations == "dynamic":
-        raise Refused("activations: dynamic is written for int8 only; nothing here can test it for fp8")
     if format.element == "int8":
         return {
             "_type": "Int8WeightOnlyConfig",

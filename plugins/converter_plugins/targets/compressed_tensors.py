@@ -26,8 +26,8 @@ from converter_core.api import (
 )
 
 from . import _compressed_tensors_config
-from ._compressed_tensors_config import SCHEMES, format_of, scheme_of
-from ._row_formats import WRITTEN_FOR, with_exact_scales
+from ._compressed_tensors_config import METHOD, SCHEMES, format_of, scheme_of
+from ._row_formats import WRITTEN_FOR, as_before, as_told, in_float32, told, with_exact_scales
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
@@ -66,6 +66,7 @@ class CompressedTensors(Target):
             )
         if extra := sorted(parts.keys() - scheme.keys.keys()):
             raise Refused(f"compressed-tensors has no place for {', '.join(extra)} of {context.format} here")
+        parts = in_float32(parts) if context.format.granularity in ("row", "tensor") else parts
         stored = {role: part.reshape(1) if part.dim() == 0 else part for role, part in parts.items()}
         found = {role: spec_of(part) for role, part in stored.items()}
         if found != scheme.specs(found["weight"]):
@@ -76,7 +77,8 @@ class CompressedTensors(Target):
         scheme = scheme_of(context.format)
         if scheme is None:
             return stored
-        return {role: part.reshape(()) if role in scheme.single else part for role, part in stored.items()}
+        parts = {role: part.reshape(()) if role in scheme.single else part for role, part in stored.items()}
+        return as_before(context.format, parts)
 
     def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
         for weight in weights:
@@ -84,12 +86,13 @@ class CompressedTensors(Target):
                 yield f"compressed-tensors quantizes weights of layers, and {weight.name} is no X.weight"
 
     def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
-        return Extras({WRITTEN_FOR: self.name})
+        return Extras({WRITTEN_FOR: self.name, **told(weight.format for weight in weights)})
 
     def config(self, config: Mapping[str, Any], weights: Sequence[PlannedWeight], /) -> Mapping[str, Any]:
         made = {key: value for key, value in config.items() if key != "quantization_config"}
         if any(weight.format != UNQUANTIZED for weight in weights):
-            made["quantization_config"] = _compressed_tensors_config.quantization(weights)
+            before = config.get("quantization_config")
+            made["quantization_config"] = _compressed_tensors_config.quantization(weights, before)
         return made
 
     def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
@@ -101,14 +104,15 @@ class CompressedTensors(Target):
     def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
         """By the header of a file of ours, or by ``quantization_config`` beside it; formats by dtypes and shapes."""
         config = tensors.config.get("quantization_config")
-        told = isinstance(config, Mapping) and config.get("quant_method") == "compressed-tensors"
-        if tensors.metadata.get(WRITTEN_FOR) != self.name and not told:
+        says = isinstance(config, Mapping) and config.get("quant_method") == METHOD
+        if tensors.metadata.get(WRITTEN_FOR) != self.name and not says:
             return {}
         found: dict[str, Stored] = {}
         for key in tensors:
             layer, _, leaf = key.rpartition(".")
             if (known := format_of(layer, leaf, tensors) if layer else None) is not None:
-                found[layer + SUFFIX] = Stored(*known)
+                format, keys = known
+                found[layer + SUFFIX] = Stored(as_told(format, tensors.metadata), keys)
         return found
 
 

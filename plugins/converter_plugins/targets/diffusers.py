@@ -26,7 +26,7 @@ from converter_core.api import (
 )
 
 from . import _diffusers_config, _torchao
-from ._row_formats import FP8, check_rows, row_format, with_exact_scales
+from ._row_formats import FP8, as_before, as_told, check_rows, in_float32, row_format, told, with_exact_scales
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
@@ -97,6 +97,9 @@ class Diffusers(Target):
             raise Refused(f"is {format}, but target.options.style is unquantized; leave style out, or use method none")
         if style == "bfl" and format.element != FP8.element:
             raise Refused(f"is {format}, but style bfl holds fp8 only; use style sdnq, or method fp8")
+        if self.activations == "dynamic" and format.element == FP8.element:
+            raise Refused("activations: dynamic is written for int8 only; nothing here can test it for fp8")
+        parts = in_float32(parts)
         check_rows("diffusers", format, parts)
         return {**parts, "scale": parts["scale"].reshape(-1)} if style == "bfl" else parts
 
@@ -106,7 +109,7 @@ class Diffusers(Target):
             return stored
         unused = {"zero_point"} if context.format.symmetric else set()
         parts = {role: part for role, part in stored.items() if role not in unused}
-        return {**parts, "scale": stored["scale"].reshape(-1, 1)}
+        return as_before(context.format, {**parts, "scale": stored["scale"].reshape(-1, 1)})
 
     def simulate_load(self, context: WeightContext, stored: Parts, /) -> Parts:
         """With ``torch_dtype=torch.bfloat16``, as everyone loads it."""
@@ -129,9 +132,10 @@ class Diffusers(Target):
 
     def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
         """The records of ``torchao``: of every tensor of the whole model, in every file."""
+        more = told(weight.format for weight in weights)
         if self._scheme(weights)[0] != "torchao":
-            return Extras()
-        return Extras(_torchao.records(weights, self.activations))
+            return Extras(more)
+        return Extras({**_torchao.records(weights, self.activations), **more})
 
     def config(self, config: Mapping[str, Any], weights: Sequence[PlannedWeight], /) -> Mapping[str, Any]:
         if "_class_name" not in config:
@@ -165,8 +169,18 @@ class Diffusers(Target):
             rows = (spec.shape[0],) if there.get("scale") == f"{layer}.weight_scale" else (spec.shape[0], 1)
             format = row_format(spec, symmetric=_is_zero(tensors, there.get("zero_point")))
             if format is not None and "scale" in there and tensors[there["scale"]] == TensorSpec("F32", rows):
+                format = as_told(format, tensors.metadata)
                 found[layer + SUFFIX] = Stored(format, {"weight": key, **there}, spec.shape)
         return found
+
+    def options_for(self, tensors: SourceTensors, /) -> Mapping[str, Any]:
+        """The style, by the keys of the scales, and what torchao does with activations."""
+        scales = [stored.keys["scale"] for stored in self.detect(tensors).values()]
+        if not scales:
+            return {}
+        style = _diffusers_config.style_of(scales[0])
+        dynamic = style == "torchao" and _torchao.is_dynamic(tensors.metadata)
+        return {"style": style, **({"activations": "dynamic"} if dynamic else {})}
 
     def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
         return _diffusers_config.how_to_load(weights, path)

@@ -11,6 +11,7 @@ import torch
 
 from converter_core.api import (
     UNQUANTIZED,
+    Extras,
     LoraChange,
     ModelFacts,
     PlannedWeight,
@@ -29,7 +30,7 @@ from . import _lightx2v_config
 from ._comfyui_files import MARKER
 from ._lightx2v_flags import REPLACED_FLAGS, RUNS_ON
 from ._lightx2v_formats import FORMATS, Storage, fitting_formats, key_of, keys_of, storage_of, with_scales
-from ._row_formats import WRITTEN_FOR
+from ._row_formats import WRITTEN_FOR, formats_told, in_header
 from ._swizzle import ROWS, swizzle, unswizzle
 from .plain import FORMATS_KEY
 
@@ -159,6 +160,11 @@ class LightX2V(Target):
             delta = delta * factor
         return weight + delta * change.strength
 
+    def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
+        """Says where a scale that stands in every row is one of the whole weight."""
+        whole = dict.fromkeys(weight.format for weight in weights if weight.format.granularity == "tensor")
+        return Extras(in_header(whole))
+
     def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
         return _lightx2v_config.notes(weights)
 
@@ -174,7 +180,9 @@ class LightX2V(Target):
         found: dict[str, Stored] = {}
         for name, fits in fitting.items():
             format = max(fits, key=lambda one: (often[one], fits[one]))
-            found[name] = Stored(with_scales(format, tensors[key_of(name, "scale")].dtype), keys_of(tensors, name))
+            format = with_scales(format, tensors[key_of(name, "scale")].dtype)
+            whole = (one for one in formats_told(tensors.metadata) if replace(one, granularity="row") == format)
+            found[name] = Stored(next(whole, format), keys_of(tensors, name))
         return found
 
     def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:

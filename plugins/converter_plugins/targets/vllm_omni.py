@@ -24,7 +24,7 @@ from converter_core.api import (
     hookimpl,
 )
 
-from ._row_formats import INT8, WRITTEN_FOR, check_rows, find_rows, with_exact_scales
+from ._row_formats import INT8, WRITTEN_FOR, as_before, check_rows, find_rows, in_float32, told, with_exact_scales
 
 if TYPE_CHECKING:
     from converter_core.api import Parts
@@ -56,11 +56,11 @@ class VllmOmni(Target):
             return parts
         if context.format.element != INT8.element:
             raise Refused(f"is {context.format}; of the files of others vLLM-Omni reads int8 here, and none")
-        check_rows("vLLM-Omni", context.format, parts)
-        return parts
+        check_rows("vLLM-Omni", context.format, in_float32(parts))
+        return in_float32(parts)
 
     def decode(self, context: WeightContext, stored: Parts, /) -> Parts:
-        return stored
+        return as_before(context.format, stored)
 
     def refuse(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Iterable[str]:
         """A layer that is left out would be fused with its neighbours all the same."""
@@ -77,7 +77,7 @@ class VllmOmni(Target):
         )
 
     def extras(self, model: ModelFacts, weights: Sequence[PlannedWeight], /) -> Extras:
-        return Extras({WRITTEN_FOR: self.name})
+        return Extras({WRITTEN_FOR: self.name, **told(weight.format for weight in weights)})
 
     def config(self, config: Mapping[str, Any], weights: Sequence[PlannedWeight], /) -> Mapping[str, Any]:
         if config.get("_class_name") != CLASS:
@@ -101,10 +101,11 @@ class VllmOmni(Target):
     def detect(self, tensors: SourceTensors, /) -> Mapping[str, Stored]:
         """By the header of a file of ours, or by the ``quantization_config`` beside it."""
         config = tensors.config.get("quantization_config")
-        told = isinstance(config, Mapping) and config.get("quant_method") == "int8"
-        if tensors.metadata.get(WRITTEN_FOR) != self.name and not told:
+        says = isinstance(config, Mapping) and config.get("quant_method") == "int8"
+        if tensors.metadata.get(WRITTEN_FOR) != self.name and not says:
             return {}
-        return {name: stored for name, stored in find_rows(tensors, "_scale").items() if stored.format == INT8}
+        found = find_rows(tensors, "_scale").items()
+        return {name: stored for name, stored in found if stored.format.element == INT8.element}
 
     def runtime_config(self, model: ModelFacts, weights: Mapping[str, Stored], path: str, /) -> Mapping[str, Any]:
         return {"vllm_omni": {"folder": path, "place": "the transformer (or transformer_2) of a diffusers pipeline"}}

@@ -5,7 +5,7 @@ import torch
 
 from converter_core.api import TensorSpec
 from converter_core.errors import Refused
-from converter_plugins.quantizers import _loops
+from converter_plugins.quantizers import _gptq, _loops
 from converter_plugins.quantizers._gptq import GROUP, prepared
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
@@ -148,3 +148,35 @@ def test_a_plan_tells_how_many_tokens_each_width_has():
     (remark,) = Nvfp4(rounding="gptq").remarks({"a": given(128, 512, rank=64)})
     assert remark == "rounding: gptq of nvfp4 knows 64 factors for inputs of 512 channels"
     assert list(Int8().remarks({"a": {}})) == []
+
+
+@pytest.mark.parametrize("by_factors", [False, True])
+def test_the_damping_of_a_wide_input_is_found_on_some_of_its_columns(by_factors, monkeypatch):
+    given = {"tokens": tokens(400)}
+    if by_factors:
+        seen = tokens(300, seed=4).float()
+        given |= {"factors": seen / 300**0.5, "mean_square": seen.square().mean(0)}
+    looked_at = []
+    decomposed = torch.linalg.cholesky_ex
+
+    def seen_by(matrix):
+        looked_at.append(matrix.clone())
+        return decomposed(matrix)
+
+    monkeypatch.setattr(_gptq, "COLUMNS_TRIED", 40)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", seen_by)
+    fit = prepared(given, True)
+    *trials, whole = looked_at
+    assert len(trials) >= 2
+    assert {len(trial) for trial in trials} == {40}
+    source = given["factors"] * 300**0.5 if by_factors else given["tokens"][:300].float()
+    ordered = source[:, fit["order"]].double()
+    hessian = ordered.t() @ ordered / 300
+    apart = hessian - torch.diag(hessian.diagonal())
+    assert torch.allclose(apart, (whole - torch.diag(whole.diagonal())).double(), rtol=1e-3, atol=1e-3)
+    damping = float((whole.diagonal() - hessian.diagonal()).mean() / hessian.diagonal().mean())
+    assert min(abs(damping - one) for one in _gptq.DAMPINGS) < 1e-4
+    some = ordered[:: 1 if by_factors else 4, ::4]
+    of_some = some.t() @ some / len(some)
+    apart = trials[0] - torch.diag(trials[0].diagonal())
+    assert torch.allclose(of_some - torch.diag(of_some.diagonal()), apart.double(), rtol=1e-3, atol=1e-3)
