@@ -22,7 +22,8 @@ from ..planning.jobs import Export, Job
 from ..planning.plan import OutputPlan, Plan
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe
-from .executors import Executor, WorkerLost, executor_of
+from .executor import Executor, WorkerLost
+from .executors import executor_of
 from .output_run import OutputRun
 from .prepared import grouped
 from .result import OutputResult, Result, joined

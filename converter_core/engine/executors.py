@@ -1,48 +1,16 @@
-"""Who does the jobs of a run. An executor has workers; each belongs to one thread of this process.
-
-``performance.executor`` says which: threads do their jobs themselves, those of a cluster have a process somewhere.
-"""
+"""The executor that ``performance.executor`` names: threads that do jobs themselves, or processes of a cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
 
 from ..output.staging import StagedFile
 from ..planning.jobs import Export, Job
 from ..planning.plan import Plan
+from .executor import Executor, JobWorker
 from .job_runner import Checksums, JobRunner, Lane
 from .worker_pool import WorkerPool
-
-
-class WorkerLost(Exception):
-    """A worker died with its job: another one is to do it."""
-
-
-class JobWorker(Protocol):
-    """For one thread."""
-
-    def ready(self) -> None:
-        """Returns once it can do a job; leaves as ``WorkerPool.check_wanted`` does."""
-        ...
-
-    def do(self, job: Job, exports: Sequence[Export]) -> Checksums:
-        """exports: those of the job that are to be made. Raises WorkerLost, or what is wrong with the job."""
-        ...
-
-
-class Executor(Protocol):
-    count: int
-    """Workers."""
-
-    def worker(self, number: int) -> AbstractContextManager[JobWorker]:
-        """Entered and left by the thread that uses it."""
-        ...
-
-    def wake(self) -> None:
-        """The run is over: let through who waits for something."""
-        ...
 
 
 class Threads:

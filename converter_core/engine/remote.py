@@ -17,7 +17,7 @@ from ..errors import ConversionError, shown
 from ..output.staging import StagedFile
 from ..planning.jobs import Export, Job
 from ..planning.plan import Plan
-from .executors import JobWorker, WorkerLost
+from .executor import JobWorker, WorkerLost
 from .job_runner import Checksums
 from .remote_worker import Failure, Order
 from .worker_pool import POLL, WorkerPool
