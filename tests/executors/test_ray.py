@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from converter_core import convert, convert_batch
+from converter_core import ConversionError, convert, convert_batch
 from converter_core.checkpoint.synthetic import write_synthetic
 from converter_plugins.models.wan_dit import WanDit
 
@@ -204,3 +205,11 @@ def test_interrupted_and_resumed(source, whole, tmp_path, number, code):
     result = convert(recipe(source, tmp_path / "out", num_workers=2))
     assert contents(tmp_path / "out") == whole
     assert sum(one.resumed["tensors"] for one in result.outputs) > 0
+
+
+def test_an_address_where_nobody_listens(source, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(ConversionError, match=f"RAY_ADDRESS=127.0.0.1:{port}: no cluster answers there"):
+        convert(recipe(source, tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -307,3 +308,56 @@ def test_without_ray_it_is_said_what_to_install(asked, registry, monkeypatch):
     with pytest.raises(PlanError, match=r"executor: ray is not installed: pip install 'model-converter\[ray"):
         convert(recipe, registry=registry)
     assert not Path(recipe["output"]["path"]).exists()
+
+
+def test_what_a_worker_says_is_done_is_on_the_disk(asked, cluster, tmp_path, monkeypatch):
+    """Its node may be gone a moment later, and with it all that it had not written yet."""
+    settled: list[int] = []
+    at_answer: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", settled.append)
+
+    def watched(worker: RemoteWorker, method: str, args: tuple[Any, ...]) -> Any:
+        found = answered(worker, method, args)
+        at_answer.append(len(settled))
+        return found
+
+    cluster(watched, 1)
+    result = convert(far(asked(), tmp_path / "far"))
+    assert at_answer == list(range(sum(result.outputs[0].counts.values()) + 1))
+
+
+class StubbedRay:
+    """What ``RayCluster`` asks of Ray. there: resources of the cluster."""
+
+    def __init__(self, **there: float) -> None:
+        self.there = there
+        self.asked: dict[str, Any] = {}
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.there
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True}, {"Alive": False}, {"Alive": True}]
+
+    def remote(self, **options: Any) -> Callable[[Any], Any]:
+        self.asked = options
+        return lambda cls: cls
+
+
+@pytest.mark.parametrize(
+    ("device", "asked_for", "there", "count", "gpus", "lacks"),
+    [
+        ("cpu", None, {"CPU": 64.0, "GPU": 8.0}, 64, 0, ""),
+        ("cpu", 5, {"CPU": 64.0}, 5, 0, ""),
+        ("cuda", None, {"CPU": 64.0, "GPU": 8.0}, 8, 1, ""),
+        ("cuda", 3, {"CPU": 64.0}, 3, 1, "a worker needs a GPU, and none of the 2 nodes of the cluster has one"),
+    ],
+)
+def test_what_is_asked_of_ray(asked, registry, device, asked_for, there, count, gpus, lacks):
+    performance = {"executor": "ray", "device": device, "num_workers": asked_for}
+    recipe = load_recipe({**asked(), "performance": performance}, registry=registry)
+    stub: Any = StubbedRay(**there)
+    made = ray_cluster.RayCluster(stub, resources.choose(recipe, registry))
+    assert made.count == count
+    assert stub.asked == {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0}
+    assert made.lacks() == lacks
