@@ -21,6 +21,7 @@ FLAGS: Mapping[str, str] = {
     "quantization.method": "--scheme",
     "output.path": "--output",
     "output.name": "--output-name",
+    "output.state_folder": "--state-folder",
     "output.copy_metadata": "--copy-no-weight-files",
     "target.format": "--target",
     "target.layout": "--single-file, --save-by-block",
@@ -32,11 +33,12 @@ FLAGS: Mapping[str, str] = {
 }
 VALUES: Mapping[str, str] = {
     "source.format": "the name of a container",
-    "source.path": "a path",
+    "source.path": "a path or a URL",
     "source.calibration": "a path",
     "source.loras[].path": "a path",
     "source.lora_numerics": "exact or the name of a target",
-    "output.path": "a path",
+    "output.path": "a path or a URL",
+    "output.state_folder": "a path",
     "output.name": "the name of a file",
     "performance.num_workers": "a whole number from 1 to 4 x cores",
     "performance.max_memory": "a size such as 1GiB",
@@ -62,6 +64,8 @@ TEXTS = {
             "With `executor: ray` the workers are processes of a cluster: `num_workers` may be any number (default: as "
             "many as the cluster has CPUs, or GPUs), `max_memory` is of each worker (default 512 MiB), and `device` is "
             "the workers', one card each. Keys of a batch file: [many conversions](scale.md).",
+            "`output.state_folder` is for an output on a URL: where parts that are not sent yet lie "
+            "([Storages](storages.md)).",
             "LoRAs are merged in the order given; what `strength` and `alpha` do: [LoRA](lora.md).",
         ],
     ),
@@ -82,6 +86,8 @@ TEXTS = {
             "`executor: ray` 时，worker 是集群中的进程：`num_workers` 可为任意整数（默认为集群的 CPU 数或 GPU 数），"
             "`max_memory` 是每个 worker 的上限（默认 512 MiB），`device` 指 worker 的设备，每个一张卡。"
             "批处理文件的键见 [scale](../scale.md)。",
+            "`output.state_folder` 用于写到 URL 的输出："
+            "尚未上传的部分存放在这个目录（见 [Storages](../storages.md)）。",
             "LoRA 按给出的顺序合并；`strength` 与 `alpha` 的含义见 [LoRA](lora.md)。",
         ],
     ),
@@ -91,6 +97,7 @@ CHINESE: Mapping[str, str] = {
     "a number": "数",
     "exact or the name of a target": "exact 或某个 target 的名字",
     "a path": "路径",
+    "a path or a URL": "路径或 URL",
     "the name of a file": "文件名",
     "text": "文本",
     "the name of a container": "容器的名称",

@@ -121,6 +121,7 @@ def _show_output(plan: dict[str, Any]) -> None:
     show_facts(
         {
             "output": f"{plan['output']}, {plan['name']}: {plan['layout']} for {plan['target']}",
+            "unsent in": plan.get("state_folder", ""),
             "state": _STATUS.get(plan["status"], plan["status"]),
         }
     )

@@ -6,28 +6,30 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import system
 from ..errors import ConversionError, PlanError, shown
-from ..folder import Folder, make_folder
 from ..output.manifest import manifest_name
 from ..output.staging import StagedFile
-from ..output.state import OutputState, output_state
 from ..planning.components import make_plans
 from ..planning.jobs import Export, Job
-from ..planning.plan import OutputPlan, Plan
+from ..planning.plan import Plan
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe
 from .executor import Executor, WorkerLost
 from .executors import executor_of
+from .opening import locked, output_run
 from .output_run import OutputRun
 from .prepared import grouped
 from .result import OutputResult, Result, joined
+from .uploader import UploadLost
 from .worker_pool import Progress, WorkerPool
+
+UPLOADS = 3
+"""How often a run is begun again, because the store has lost what was sent to it."""
 
 
 def convert(
@@ -61,12 +63,21 @@ def convert(
 
 
 def _convert(plan: Plan, resume: bool, progress: Callable[[Progress], None] | None) -> Result:
+    for attempt in range(1, UPLOADS + 1):
+        try:
+            return _attempt(plan, resume or attempt > 1, progress)
+        except UploadLost as lost:
+            reason = str(lost)
+    raise ConversionError(f"{reason}, {UPLOADS} times; look after the store, then run the same command again")
+
+
+def _attempt(plan: Plan, resume: bool, progress: Callable[[Progress], None] | None) -> Result:
     started = time.monotonic()
     with ExitStack() as stack:
-        runs = []
+        runs: list[OutputRun] = []
         for output in plan.outputs:
-            folder = stack.enter_context(_locked(output.path))
-            runs.append(OutputRun(replace(output, state=_state(output)), folder, resume))
+            folder = stack.enter_context(locked(output.destination))
+            runs.append(output_run(plan, output, folder, resume))
             stack.callback(runs[-1].close)
             runs[-1].compare()
         unfinished = {run.plan.number: run for run in runs if not run.is_done}
@@ -78,31 +89,6 @@ def _convert(plan: Plan, resume: bool, progress: Callable[[Progress], None] | No
             if run.is_done:
                 run.tidy()
         return _result(plan, started, runs, resumed)
-
-
-def _state(output: OutputPlan) -> OutputState:
-    """Of the output folder, now that the lock is ours: what was planned with may have changed."""
-    overwrite = output.recipe.output.overwrite
-    found = output_state(output.path, output.name, output.file_layouts, output.published, output.fingerprint, overwrite)
-    if found.problems:
-        raise PlanError(*found.problems)
-    return found
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[Folder]:
-    """One process at a time writes to an output folder; the lock dies with its owner and leaves no file."""
-    with make_folder(output) as folder:
-        try:
-            # where folders cannot be locked, two runs at once are the user's to avoid
-            system.lock(folder.fileno())
-        except BlockingIOError:
-            raise ConversionError(
-                f"{shown(output)}: another conversion is writing there; wait for it or stop it"
-            ) from None
-        except OSError:  # folders cannot even be held open here
-            pass
-        yield folder
 
 
 class _Run:
@@ -120,7 +106,13 @@ class _Run:
         for one in self.runs.values():
             one.begin()
         with executor_of(self.plan, [*self.runs], self._open, self.pool) as executor:
-            self.pool.run(self.jobs, executor.count, partial(self._worker, executor), executor.wake)
+
+            def wake() -> None:
+                executor.wake()
+                for one in self.runs.values():
+                    one.wake()
+
+            self.pool.run(self.jobs, executor.count, partial(self._worker, executor), wake)
         self.plan.stores.check_unchanged()
         for one in self.runs.values():
             one.publish(self.plan)
@@ -182,8 +174,8 @@ def _output_result(plan: Plan, run: OutputRun, resumed: Mapping[str, int]) -> Ou
     exports = [export for job in plan.jobs for export in job.exports if export.output == output.number]
     return OutputResult(
         status="already done" if run.is_done else "done",
-        output=str(output.path),
-        manifest=str(output.path / manifest_name(output.name)),
+        output=str(output.destination),
+        manifest=output.destination.at(manifest_name(output.name)),
         files={**output.files, **output.side_sizes},
         counts=dict(Counter(export.quantizer.name for export in exports)),
         groups=tuple(vars(group) for group in output.groups),

@@ -31,6 +31,7 @@ class OutputRun:
         """folder: the output's, locked."""
         self.plan = plan
         self.folder = folder
+        self.place = plan.destination.place(folder)
         self.crc32: dict[str, int] = {}
         self.staging = Staging(folder, plan.name, plan.file_layouts)
         unfinished = look_for_unfinished(folder, plan.name)
@@ -51,7 +52,7 @@ class OutputRun:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        path = shown(self.folder.path)
+        path = shown(self.place)
         return tuple(f"{path}: {shown(name)} was changed since the conversion; made again" for name in self.changed)
 
     def _claimed(self) -> dict[str, int]:
@@ -85,15 +86,15 @@ class OutputRun:
         """Weight files that an interrupted run of this conversion gave their final names."""
         published, foreign = [], []
         for name in sorted((self.begun.publishes if self.begun else frozenset()) - self._staged):
-            layout, status = self.plan.file_layouts.get(name), self.folder.status(name)
-            if layout is None or status is None:
+            layout, there = self.plan.file_layouts.get(name), self.place.standing(name)
+            if layout is None or there is None:
                 continue
-            if wrong_at_sight(self.folder, name, status, layout.size, layout):
+            if wrong_at_sight(self.place, name, there, layout.size, layout):
                 foreign.append(name)
             else:
                 published.append(name)
         if foreign and not self.plan.recipe.output.overwrite:
-            path = shown(self.folder.path / foreign[0])
+            path = shown(self.place.text(foreign[0]))
             raise PlanError(
                 f"{path}: is not what the interrupted run published there; move it away, or set output.overwrite: true"
             )
@@ -110,10 +111,10 @@ class OutputRun:
         layout = self.plan.file_layouts.get(name)
         if layout is None:
             finished = self.plan.state.finished
-            return finished is not None and checksum(self.folder, name, 0, None) == finished.sides.get(name)
+            return finished is not None and self.place.checksum(name, 0, None) == finished.sides.get(name)
         sizes = self.plan.tensor_sizes
         return all(
-            key in self._claims and checksum(self.folder, name, at, sizes[key]) == self._claims[key]
+            key in self._claims and self.place.checksum(name, at, sizes[key]) == self._claims[key]
             for key, at in layout.offsets.items()
         )
 
@@ -148,12 +149,16 @@ class OutputRun:
                 found[key] = self._claims[key]
                 continue
             at = self.plan.file_layouts[file].offsets[key]
-            if key not in claims or checksum(self.staging.files, file, at, tensor.spec.nbytes) != claims[key]:
+            if key not in claims or self.staged_checksum(file, key, at, tensor.spec.nbytes) != claims[key]:
                 return False
             found[key] = claims[key]
         with self._lock:
             self.crc32.update(found)
         return True
+
+    def staged_checksum(self, file: str, key: str, at: int, nbytes: int) -> int:
+        """crc32 of a tensor's bytes in its staged file; -1 if they cannot be read."""
+        return checksum(self.staging.files, file, at, nbytes)
 
     def open(self, export: Export) -> StagedFile:
         return self.staging.open(self.plan.weight_map[export.tensors[0].key])
@@ -166,6 +171,9 @@ class OutputRun:
 
     def publish(self, plan: Plan) -> None:
         publish(plan, self.plan, self.staging, self.journal, self.crc32, self.standing)
+
+    def wake(self) -> None:
+        """The run is over: let everyone through who waits here."""
 
     def tidy(self) -> None:
         """Away with what a finished output needs no longer."""

@@ -87,7 +87,8 @@ class WorkerPool(Generic[Job]):
                 self._report()
         finally:
             self._stop.set()
-            wake()
+            if any(thread.is_alive() for thread in threads):
+                wake()
             for thread in threads:
                 thread.join()
         self._report()

@@ -69,7 +69,7 @@ def _identities(paths: Mapping[str, str]) -> Iterator[tuple[str, list[int]]]:
             yield name, [status.st_ino, status.st_ctime_ns, status.st_mtime_ns]
 
 
-_PLACES = {"source": ("path", "calibration", "on_unmatched"), "output": ("path", "overwrite")}
+_PLACES = {"source": ("path", "calibration", "on_unmatched"), "output": ("path", "overwrite", "state_folder")}
 
 
 def _without_paths(value: Any, files: Mapping[str, str]) -> Any:

@@ -16,7 +16,7 @@ from ..api.values import FileLayout
 from ..errors import ConversionError, shown
 from ..folder import Folder
 from ..trusted import open_regular
-from . import journal
+from . import journal, upload_book
 from .unfinished import FILES, staging_name
 
 FLUSH_EVERY = 64 << 20
@@ -30,7 +30,9 @@ class Staging:
     new file takes it.
     """
 
-    def __init__(self, output: Folder, name: str, layouts: Mapping[str, FileLayout]) -> None:
+    def __init__(self, output: Folder, name: str, layouts: Mapping[str, FileLayout], sparse: bool = False) -> None:
+        """sparse: no room is reserved, for what is written is sent and given back to the disk."""
+        self.sparse = sparse
         self.output = output
         self.name = staging_name(name)
         self.layouts = layouts
@@ -68,7 +70,10 @@ class Staging:
         try:
             if os.fstat(fd).st_size != layout.size:
                 os.ftruncate(fd, 0)
-            self._allocate(fd, path, layout.size)
+            if not self.sparse:
+                self._allocate(fd, path, layout.size)
+            elif os.fstat(fd).st_size != layout.size:
+                os.ftruncate(fd, layout.size)
             _write_at(fd, memoryview(layout.header), 0, path)
         finally:
             os.close(fd)
@@ -90,7 +95,8 @@ class Staging:
         What this tool does not put there stays, and the folder with it.
         """
         self.clear()
-        self.folder.remove(journal.NEW)
+        for name in (journal.NEW, upload_book.NAME):
+            self.folder.remove(name)
         self.folder.sync()
         self.folder.remove(journal.NAME)
         with suppress(OSError):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..api.values import FileLayout
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, ConversionError, shown
 from ..folder import Folder
+from .destination import Destination
 from .fingerprint import Fingerprint
 from .finished import Finished, meet
 from .manifest import Manifests, manifest_name, manifests_in
+from .place import Place
 from .unfinished import Unfinished, look_for_unfinished
 
 
@@ -58,8 +59,16 @@ def check_apart(output: Path, source: Path, files: Iterable[Path]) -> list[str]:
     return []
 
 
+def check_urls_apart(output: str, source: str) -> list[str]:
+    """The same of two URLs."""
+    out, root = output.rstrip("/") + "/", source.rstrip("/") + "/"
+    if out.startswith(root) or root.startswith(out):
+        return [f"{output}: the source {source} lies there, in it or around it; choose another output.path"]
+    return []
+
+
 def output_state(
-    output: Path,
+    output: Destination,
     name: str,
     layouts: Mapping[str, FileLayout],
     planned: Iterable[str],
@@ -68,42 +77,49 @@ def output_state(
 ) -> OutputState:
     """layouts: of the weight files. planned: every file that would be published, the manifest included."""
     try:
-        folder = Folder.open(output)
+        folder = Folder.open(output.folder)
     except FileNotFoundError:
-        broken = output.is_symlink()
-        problem = f"{output}: is a link that leads nowhere; output.path must be a folder"
-        return OutputState(problems=(problem,)) if broken else OutputState()
+        if output.folder.is_symlink():
+            problem = f"{output.folder}: is a link that leads nowhere; it must be a folder"
+            return OutputState(problems=(problem,))
+        if output.location is None:
+            return OutputState()
+        folder = None
     except NotADirectoryError:
-        return OutputState(problems=(f"{output}: is a file, or lies in one; output.path must be a folder",))
+        return OutputState(problems=(f"{output.folder}: is a file, or lies in one; it must be a folder",))
     except OSError as error:
-        return OutputState(problems=(f"{output}: cannot be looked into ({error.strerror})",))
-    with folder:
-        try:
-            return _Survey(folder, name, layouts, frozenset(planned), print_).state(overwrite)
-        except OSError as error:
-            where = shown(error.filename or output)
-            return OutputState(problems=(f"{where}: cannot be looked into ({error.strerror}); move it away",))
-        except CheckpointError as error:
-            return OutputState(problems=error.problems)
+        return OutputState(problems=(f"{output.folder}: cannot be looked into ({error.strerror})",))
+    try:
+        unfinished = look_for_unfinished(folder, name) if folder is not None else Unfinished()
+        return _Survey(output.place(folder), unfinished, name, layouts, frozenset(planned), print_).state(overwrite)
+    except OSError as error:
+        where = shown(error.filename or output)
+        return OutputState(problems=(f"{where}: cannot be looked into ({error.strerror}); move it away",))
+    except (CheckpointError, ConversionError) as error:
+        return OutputState(problems=error.problems)
+    finally:
+        if folder is not None:
+            folder.close()
 
 
 class _Survey:
     def __init__(
         self,
-        folder: Folder,
+        folder: Place,
+        unfinished: Unfinished,
         name: str,
         layouts: Mapping[str, FileLayout],
         planned: frozenset[str],
         print_: Fingerprint,
     ) -> None:
         self.folder = folder
-        self.path = shown(folder.path)
+        self.path = shown(folder)
         self.layouts = layouts
         self.planned = planned
         self.print_ = print_
         self.own = manifest_name(name)
-        self.unfinished: Unfinished = look_for_unfinished(folder, name)
-        begun = self.unfinished.begun
+        self.unfinished = unfinished
+        begun = unfinished.begun
         self.same = begun is not None and begun.fingerprint == print_.value
         self.resumes = begun is not None and begun.resumes(print_)
         self.manifests: Manifests = manifests_in(folder)
@@ -143,10 +159,10 @@ class _Survey:
         asked, foreign = [], []
         orphans = self._orphans()
         for file in sorted(self.planned):
-            status = self.folder.status(file)
-            if status is None:
+            there = self.folder.standing(file)
+            if there is None:
                 continue
-            if stat.S_ISDIR(status.st_mode):
+            if there.is_folder:
                 foreign.append(file)
                 continue
             owners = {name for name in self.manifests.read if self._owns(name, file)}
@@ -157,7 +173,7 @@ class _Survey:
                 asked.append(file)
             elif not (self.same and file in self.unfinished.publishes):
                 foreign.append(file)
-        asked += sorted(file for file in orphans - self.planned if self.folder.status(file) is not None)
+        asked += sorted(file for file in orphans - self.planned if self.folder.standing(file) is not None)
         return met, asked, foreign
 
     def _orphans(self) -> frozenset[str]:
@@ -189,17 +205,15 @@ class _Survey:
             yield f"{self.path}: {shown(file)} {wrong}; it is made again"
         if found.touched:
             yield (
-                f"{self.path}: {_some(found.touched)} may have changed since the conversion, by the modification time; "
+                f"{self.path}: {_some(found.touched)} may have changed since the conversion, by its time or ETag; "
                 "convert compares the checksums"
             )
 
     def _foreign(self, file: str) -> str:
-        status = self.folder.status(file)
-        a_folder = status is not None and stat.S_ISDIR(status.st_mode)
+        there = self.folder.standing(file)
+        a_folder = there is not None and there.is_folder
         why = "it is a folder" if a_folder else self.manifests.refused.get(file, "no manifest lists it")
-        return (
-            f"{shown(self.folder.path / file)}: exists and is not ours ({why}); move it away or choose another output"
-        )
+        return f"{shown(self.folder.text(file))}: exists and is not ours ({why}); move it away or choose another output"
 
     def _needs_overwrite(self, met: set[str], asked: list[str]) -> str:
         whose = ", ".join(map(shown, sorted(met))) or "an interrupted run"

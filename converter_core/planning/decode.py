@@ -155,11 +155,22 @@ def decode(
 
     numbers: those that the stored parts tell only nearly.
     """
+    parts = canonical(target, quantizer, stored, spec, as_loaded, numbers)
+    return Decoded(dequantized(target, quantizer, parts), parts)
+
+
+def canonical(
+    target: Target, quantizer: Quantizer, stored: Parts, spec: TensorSpec | None, as_loaded: bool, numbers: Numbers
+) -> Parts:
     context = WeightContext(WeightInfo("weight", {}), "weight", spec, quantizer.format)
     parts = target.decode(context, target.simulate_load(context, stored) if as_loaded else stored)
-    parts = exactly(parts, numbers.canonical)
+    return exactly(parts, numbers.canonical)
+
+
+def dequantized(target: Target, quantizer: Quantizer, parts: Parts) -> Tensor:
+    """Float32; Refused where the target's parts are not those that the quantizer needs."""
     try:
-        return Decoded(quantizer.dequantize(parts), parts)
+        return quantizer.dequantize(parts)
     except KeyError as error:  # what a quantizer says of a part that is not there
         roles = ", ".join(parts) or "nothing"
         raise Refused(

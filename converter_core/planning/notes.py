@@ -70,4 +70,4 @@ def of_target(target: Target, weights: Iterable[PlannedWeight]) -> Iterable[str]
 def of_outputs(outputs: Sequence[OutputPlan]) -> Iterable[str]:
     """The notes of all; of several each with the folder of its output."""
     for output in outputs:
-        yield from (f"{output.path.name}: {note}" if len(outputs) > 1 else note for note in output.notes)
+        yield from (f"{output.destination.name}: {note}" if len(outputs) > 1 else note for note in output.notes)

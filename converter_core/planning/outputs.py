@@ -14,20 +14,24 @@ from ..api.quantizers import Quantizer
 from ..api.targets import Target
 from ..api.tensors import spec_of
 from ..api.values import Extras, FileLayout, OutputTensor, PlannedWeight, TensorSpec, WeightInfo
+from ..api.writers import PartWriter
 from ..checkpoint.checkpoint import SourceFile
 from ..checkpoint.files import weight_suffixes
 from ..errors import CheckpointError, PlanError, PluginError, Refused
 from ..output import fingerprint, side_files
 from ..output import state as output_folder
+from ..output.destination import Destination
 from ..output.manifest import manifest_name
+from ..system import can_punch
 from . import exact_numbers, file_layout, notes, provenance, validate
 from .dequantize import DEQUANTIZED
 from .drafts import Draft, SourcePlan
 from .passthrough import Passthrough
+from .pending import most_pending
 from .plan import OutputPlan, groups_of
 
 
-def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
+def finish(made: Draft, source: SourcePlan, destination: Destination) -> tuple[OutputPlan, list[str]]:
     """Lay out the files of an output that nothing speaks against; the plan, and what speaks against it now."""
     recipe, target = made.recipe, made.target
     extras = target.extras(source.model, made.weights)
@@ -72,11 +76,16 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
     paths = {file.name: file.path for file in _read_files(source)}
     mark = fingerprint.fingerprint(recipe.as_dict(), _source_files(source, copies), contents, distributions, paths)
     planned = (*layouts, *side, *copies, manifest_name(made.name))
-    path = Path(recipe.output.path)
-    state = output_folder.output_state(path, made.name, layouts, planned, mark, recipe.output.overwrite)
+    state = output_folder.output_state(destination, made.name, layouts, planned, mark, recipe.output.overwrite)
+    pending = None
+    if isinstance(destination.writer, PartWriter) and can_punch():
+        sizes = {tensor.key: tensor.spec.nbytes for weight in weights for tensor in weight.outputs}
+        number = made.number
+        pending = most_pending(made.jobs, number, layouts, sizes, weight_map, constants, destination.writer)
     plan = OutputPlan(
         number=made.number,
         recipe=recipe,
+        destination=destination,
         name=made.name,
         target=target,
         container=container,
@@ -88,6 +97,7 @@ def finish(made: Draft, source: SourcePlan) -> tuple[OutputPlan, list[str]]:
         weight_map=weight_map,
         side=side,
         copies=copies,
+        pending=pending,
         groups=groups_of(made.jobs, made.number),
         rules=made.assignments.rules,
         fingerprint=mark,

@@ -44,6 +44,11 @@ class Resources:
         """Bytes that one worker may take without making others wait."""
         return self.max_memory // self.workers if self.executor == THREADS else self.max_memory
 
+    @property
+    def upload_memory(self) -> int:
+        """Bytes, beside ``max_memory``, that parts of outputs elsewhere take while they are sent."""
+        return self.max_memory // 8
+
 
 def choose(recipe: Recipe, registry: Registry) -> Resources:
     found = _choose(recipe, registry)

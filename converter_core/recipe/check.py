@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..api.quantizers import Quantizer
-from ..errors import PluginError, nearest, unknown
+from ..errors import CheckpointError, PluginError, Refused, nearest, shown, unknown
 from ..plugins.registry import Catalogue, Registry, options_of
-from ..storage.location import scheme_of
+from ..storage.location import locate, scheme_of
 from .check_performance import performance_problems
 from .options import followed, try_plugin
 from .schema import Problem, fit, join, show
@@ -42,7 +42,9 @@ def _same_folder(exports: Sequence[Recipe]) -> Iterable[Problem]:
         if export.output is None or export.output.path is None:  # told already
             continue
         key = export.key("output.path")
-        first = folders.setdefault(os.path.realpath(export.output.path), key)
+        path = export.output.path
+        same = path.rstrip("/") if scheme_of(path) else os.path.realpath(path)
+        first = folders.setdefault(same, key)
         if first != key:
             yield Problem(key, f"is the folder of {first} too; give each output a folder of its own")
 
@@ -83,9 +85,17 @@ class _Check:
         yield from self._target_options()
 
     def _output_path(self) -> Iterable[Problem]:
-        path = self.recipe.output.path if self.recipe.output is not None else None
-        if self._sound("output.path") and path and scheme_of(path):
-            yield Problem("output.path", f"must be a folder on this machine, not {path}; convert, then upload it")
+        output = self.recipe.output
+        if output is None or not output.path or not self._sound("output.path"):
+            return
+        try:
+            location = locate(output.path, self.registry.storages) if scheme_of(output.path) else None
+            if location is not None and location.path is None:
+                location.storage.writer(location.url)
+            elif output.state_folder is not None:
+                yield Problem("output.state_folder", "is for an output on a URL; leave it out for a folder")
+        except (CheckpointError, Refused) as error:
+            yield from (Problem("output.path", f"{shown(output.path)}: {reason}") for reason in error.problems)
 
     def _sound(self, *paths: str) -> bool:
         def touches(one: str, other: str) -> bool:
