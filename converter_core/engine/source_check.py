@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from .. import system
 from ..planning.jobs import Job
 from ..planning.plan import Plan
 from .output_run import OutputRun
@@ -32,4 +33,4 @@ def compare_sources(plan: Plan, runs: Sequence[OutputRun], progress: Callable[[P
                     by_number[export.output].claims.found[job.info.name] = sums.of(export)
             pool.advance(job.source_nbytes)
 
-    pool.run(jobs, plan.resources.workers, compare, lambda: None)
+    pool.run(jobs, min(plan.resources.workers, system.cores()), compare, lambda: None)
