@@ -6,27 +6,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import system
-from ..api.devices import DeviceStream
-from ..errors import ConversionError, ConverterError, PlanError, shown
+from ..errors import ConversionError, PlanError, shown
 from ..output.manifest import manifest_name
+from ..output.staging import StagedFile
 from ..planning.components import make_plans
 from ..planning.jobs import Export, Job
 from ..planning.plan import Plan
-from ..planning.slab_size import Cut, cut
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe
-from .memory import Budget
+from .executor import Executor, WorkerLost
+from .executors import executor_of
 from .opening import locked, output_run
 from .output_run import OutputRun
-from .prepared import Prepared, grouped
+from .prepared import grouped
 from .result import OutputResult, Result, joined
-from .slabs import Worker
 from .uploader import UploadLost
 from .worker_pool import Progress, WorkerPool
 
@@ -99,9 +97,7 @@ class _Run:
         self.plan = plan
         self.runs = runs
         self.jobs = grouped([job for job in plan.jobs if any(one.output in self.runs for one in job.exports)])
-        self.prepared = [Prepared() for _ in plan.resources.devices]
         self.pool: WorkerPool[Job] = WorkerPool(sum(job.source_nbytes for job in self.jobs), progress)
-        self.budget = Budget(plan.resources.max_memory)
         self.kept: Counter[int] = Counter()
         self.kept_bytes: Counter[int] = Counter()
 
@@ -109,87 +105,47 @@ class _Run:
         """What was resumed of each output: tensors and bytes."""
         for one in self.runs.values():
             one.begin()
-        self.pool.run(self.jobs, self.plan.resources.workers, self._worker, self._wake)
+        with executor_of(self.plan, [*self.runs], self._open, self.pool) as executor:
+
+            def wake() -> None:
+                executor.wake()
+                for one in self.runs.values():
+                    one.wake()
+
+            self.pool.run(self.jobs, executor.count, partial(self._worker, executor), wake)
         self.plan.stores.check_unchanged()
         for one in self.runs.values():
             one.publish(self.plan)
         return {number: {"tensors": self.kept[number], "bytes": self.kept_bytes[number]} for number in self.runs}
 
-    def _wake(self) -> None:
-        self.budget.close()
-        for one in self.runs.values():
-            one.wake()
+    def _open(self, export: Export) -> StagedFile:
+        return self.runs[export.output].open(export)
 
-    def _worker(self, number: int, next_job: Callable[[], Job]) -> None:
-        resources = self.plan.resources
-        device = resources.devices[number % len(resources.devices)]
-        slab_bytes = resources.backend.slab_bytes(device)
-        with torch.inference_mode(), resources.backend.stream(device) as stream:
+    def _worker(self, executor: Executor, number: int, next_job: Callable[[], Job]) -> None:
+        with executor.worker(number) as worker:
             while True:
                 self.pool.advance(0)
+                worker.ready()
                 job = next_job()
-                missing = self._missing(job)
+                made = [export for export in job.exports if export.output in self.runs]
+                missing = [export for export in made if not self.runs[export.output].has(job, export)]
                 if missing:
-                    self._convert(job, missing, stream, self.prepared[number % len(resources.devices)], slab_bytes)
+                    with self.pool.lock:
+                        self.pool.weight = job.info.name
+                    try:
+                        sums = worker.do(job, missing)
+                    except WorkerLost:
+                        self.pool.put_back(job)
+                        continue
+                    for export in missing:
+                        self.runs[export.output].done(job, export, sums[export.output])
                 else:
                     self.pool.resume(job.source_nbytes)
-
-    def _missing(self, job: Job) -> list[Export]:
-        """The exports that no earlier run has done."""
-        missing = []
-        for export in job.exports:
-            run = self.runs.get(export.output)
-            if run is None:
-                continue
-            if run.has(job, export):
                 with self.pool.lock:
-                    self.kept[export.output] += 1
-                    self.kept_bytes[export.output] += job.source_nbytes
-            else:
-                missing.append(export)
-        return missing
-
-    def _convert(
-        self, job: Job, exports: Sequence[Export], stream: DeviceStream, prepared: Prepared, slab_bytes: int
-    ) -> None:
-        share = self.budget.total // self.plan.resources.workers
-        with self.pool.lock:
-            self.pool.weight = job.info.name
-        stores = self.plan.stores
-        while True:
-            how = cut(job, slab_bytes, share)
-            advanced = 0
-
-            def advance(nbytes: int) -> None:
-                nonlocal advanced
-                advanced += nbytes
-                self.pool.advance(nbytes)
-
-            try:
-                with self.budget.take(how.nbytes), _told_of(job):
-                    self._attempt(job, exports, how, Worker(stores, self.plan.adapter, stream, advance, prepared))
-                return
-            except torch.cuda.OutOfMemoryError as error:
-                torch.cuda.empty_cache()
-                while slab_bytes and cut(job, slab_bytes, share) == how:
-                    slab_bytes //= 2
-                if not slab_bytes:
-                    raise ConversionError(
-                        f"{job.info.name}: does not fit into the memory of {self.plan.resources.name} ({error}); use "
-                        "device: cpu"
-                    ) from error
-                self.pool.take_back(advanced)
-
-    def _attempt(self, job: Job, exports: Sequence[Export], how: Cut, worker: Worker) -> None:
-        with ExitStack() as stack:
-            files = {export.output: stack.enter_context(self.runs[export.output].open(export)) for export in exports}
-
-            def write(output: int, key: str, at: int, data: memoryview) -> None:
-                files[output].write(key, at, data)
-
-            worker.run(job, exports, how, write)
-        for export in exports:
-            self.runs[export.output].done(job, export, files[export.output].crc32)
+                    for export in made:
+                        if not any(export is one for one in missing):
+                            self.kept[export.output] += 1
+                            self.kept_bytes[export.output] += job.source_nbytes
 
 
 @contextmanager
@@ -201,26 +157,6 @@ def _told_of_files() -> Iterator[None]:
         if error.filename is None:
             raise
         raise ConversionError(f"{shown(error.filename)}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _told_of(job: Job) -> Iterator[None]:
-    """What goes wrong names the weight."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except MemoryError as error:
-        raise ConversionError(f"{job.info.name}: out of memory; lower max_memory or num_workers") from error
-    except ConverterError as error:
-        if job.info.name in str(error):
-            raise
-        raise type(error)(*(f"{job.info.name}: {problem}" for problem in error.problems)) from error
-    except Exception as error:
-        if hasattr(error, "add_note"):  # Python 3.11
-            names = ", ".join(dict.fromkeys(export.quantizer.name for export in job.exports))
-            error.add_note(f"while converting {job.info.name} by {names}")
-        raise
 
 
 def _result(plan: Plan, started: float, runs: Sequence[OutputRun], resumed: Mapping[int, Mapping[str, int]]) -> Result:

@@ -219,6 +219,7 @@ class Plan:
             },
             "loras": [lora.as_dict() for lora in self.loras.files],
             "device": self.resources.name,
+            "executor": self.resources.executor,
             "workers": self.resources.workers,
             "max_memory": self.resources.max_memory,
             "extra_tensors": [job.info.name for job in self.jobs if job.info.kind == "extra"],
