@@ -466,10 +466,10 @@ def test_what_waits_lies_on_the_disk_and_no_more(
     tmp_path: Path,
 ) -> None:
     """Room is given back in blocks of the file system, so this takes parts of 64 KiB."""
-    rows = {"layers": 40, "rows": 1024}
+    rows = {"layers": 100, "rows": 1024}
     save_file(tensors(**rows), tmp_path / "model.safetensors")
     monkeypatch.setattr(S3Writer, "smallest_part", 64 << 10)
-    s3.pause = 0.02
+    s3.pause = 0.005
     recipe = ask(url, copy_metadata=False)
     recipe["source"]["path"] = str(tmp_path / "model.safetensors")
     with converter_core.make_plan(recipe, plugins) as plan:
