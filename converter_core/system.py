@@ -23,6 +23,8 @@ LARGEST_WRITE = 64 << 20
 """Bytes that are written at a time: Linux takes at most 2,147,479,552, and smaller pieces let a signal through."""
 
 _SYNC_FILE_RANGE_WRITE = 2
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
 # a descriptor has one position: where there are no reads and writes at an offset, its users take turns
 _TURNS = tuple(threading.Lock() for _ in range(64))
 
@@ -87,6 +89,20 @@ def allocate(fd: int, size: int) -> None:
             return
     if os.fstat(fd).st_size != size:
         os.ftruncate(fd, size)
+
+
+def punch(fd: int, at: int, nbytes: int) -> bool:
+    """Give the room of some bytes of a file back to the disk; zeros are read there. False: not possible here."""
+    call = libc_function("fallocate")
+    if call is None or portable() or not sys.platform.startswith("linux"):
+        return False
+    offsets = ctypes.c_int64(at), ctypes.c_int64(nbytes)
+    return bool(call(fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, *offsets) == 0)
+
+
+def can_punch() -> bool:
+    """Whether the system knows how to; a file system may still refuse."""
+    return sys.platform.startswith("linux") and not portable() and libc_function("fallocate") is not None
 
 
 def lock(fd: int) -> bool:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         TensorSpec,
         WeightInfo,
     )
+    from .writers import PartWriter, PendingUpload, StoredFile, StoredPart, UploadGone, Writer
 
 __all__ = [
     "FLOATING",
@@ -82,7 +83,9 @@ __all__ = [
     "ModelAdapter",
     "ModelFacts",
     "OutputTensor",
+    "PartWriter",
     "Parts",
+    "PendingUpload",
     "PlanError",
     "PlannedWeight",
     "PluginError",
@@ -97,6 +100,8 @@ __all__ = [
     "SourceTensors",
     "Storage",
     "Stored",
+    "StoredFile",
+    "StoredPart",
     "SyntheticCheckpoint",
     "Table",
     "TableContents",
@@ -105,9 +110,11 @@ __all__ = [
     "TensorReader",
     "TensorRef",
     "TensorSpec",
+    "UploadGone",
     "VerificationError",
     "WeightContext",
     "WeightInfo",
+    "Writer",
     "hookimpl",
     "kernels_suit",
     "linear",
@@ -202,6 +209,14 @@ _HOME = {
         "TensorRef",
         "TensorSpec",
         "WeightInfo",
+    ),
+    ".writers": (
+        "PartWriter",
+        "PendingUpload",
+        "StoredFile",
+        "StoredPart",
+        "UploadGone",
+        "Writer",
     ),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, Refused, shown
 from .containers import ByteSource
+from .writers import Writer
 
 T = TypeVar("T")
 
@@ -26,6 +27,8 @@ class Entry:
 
 class Storage(ABC):
     """A place where files lie. They are read at any place; nothing is downloaded before.
+
+    One that outputs can be written to has a ``writer``.
 
     URLs are text that begins with a scheme and ``://``; the local storage takes plain paths too.
     """
@@ -50,6 +53,10 @@ class Storage(ABC):
     def path(self, url: str, /) -> str | None:
         """Where it lies on a disk of this machine; None: nowhere."""
         return None
+
+    def writer(self, url: str, /) -> Writer:
+        """What puts an output below a URL; nothing is asked of a server yet. Refused, with what to do instead."""
+        raise Refused(f"storage {self.name} is only read from; convert into a folder on this machine, and copy that")
 
     def join(self, url: str, name: str, /) -> str:
         """The URL of what lies in a folder."""
@@ -142,17 +149,26 @@ class RemoteFile(ABC):
         return data
 
     def _tried(self, ask: Callable[[], T]) -> T:
-        for attempt in range(1, self.ATTEMPTS + 1):
-            try:
-                return ask()
-            except OSError as error:
-                if attempt == self.ATTEMPTS:
-                    raise CheckpointError(
-                        f"{shown(self.name)}: cannot be read, also after {attempt} attempts ({error}); run the same "
-                        "command again, it goes on where it stopped"
-                    ) from error
-            time.sleep(self.PAUSE * 2 ** (attempt - 1))
-        raise AssertionError("unreachable")
+        try:
+            return tried(ask, self.ATTEMPTS, self.PAUSE)
+        except OSError as error:
+            raise CheckpointError(
+                f"{shown(self.name)}: cannot be read, also after {self.ATTEMPTS} attempts ({error}); run the same "
+                "command again, it goes on where it stopped"
+            ) from error
+
+
+def tried(ask: Callable[[], T], attempts: int, pause: float) -> T:
+    """What ``ask`` gives, after as many attempts as that takes; the last OSError after that many.
+
+    pause: seconds before the second attempt; twice as many before each further one.
+    """
+    for attempt in range(1, attempts):
+        try:
+            return ask()
+        except OSError:
+            time.sleep(pause * 2 ** (attempt - 1))
+    return ask()
 
 
 _pool: list[ThreadPoolExecutor] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,8 +57,10 @@ def _target(main: TargetSection, format: str, layout: str, registry: Registry) -
 
 
 def _into(sections: dict[str, Any], scheme: str, target: TargetSection, registry: Registry) -> dict[str, Any]:
+    from ..storage.location import within
+
     names = (target.format or registry.targets.default(), scheme, target.layout or registry.layouts.default())
-    path = str(PurePath(sections["output"]["path"]) / "_".join(names))
+    path = within(sections["output"]["path"], "_".join(names))
     return {**sections, "output": {**sections["output"], "path": path}}
 
 

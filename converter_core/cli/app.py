@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import batch, calibrate, convert, demo, init, inspect, plan, plugins, verify
+from . import batch, calibrate, clean, convert, demo, init, inspect, plan, plugins, verify
 from .command import Command, RecipeCommand
 
 NAME = "model-converter"
@@ -73,6 +73,7 @@ app.command("inspect", cls=Command)(inspect.inspect)
 app.command("verify", cls=Command)(verify.verify)
 app.command("calibrate", cls=Command)(calibrate.calibrate)
 app.command("merge-calibrations", cls=Command)(calibrate.merge)
+app.command("clean", cls=Command)(clean.clean)
 app.command("init", cls=Command)(init.init)
 app.command("demo", cls=Command)(demo.demo)
 app.add_typer(plugins.app, name="plugins")

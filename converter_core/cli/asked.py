@@ -95,6 +95,7 @@ def _asked(flags: Flags, file: str | None) -> Asked:
     given.add("--source", flags.source, "source.path")
     given.add("--output", flags.output, "output.path")
     given.add("--output-name", flags.output_name, "output.name")
+    given.add("--state-folder", flags.state_folder, "output.state_folder")
     given.add("--model-type", flags.model_type, "source.type")
     given.add("--component", flags.component or None, "source.components")
     _check_scheme(flags, alone=file is None)
@@ -109,6 +110,7 @@ def _asked(flags: Flags, file: str | None) -> Asked:
     if flags.parallel is False:
         given.put("--no-parallel", "performance.num_workers", None)
     given.add("--device", flags.device, "performance.device")
+    given.add("--executor", flags.executor, "performance.executor")
     given.add("--lora-path", _loras(flags), "source.loras")
     given.settings(flags.set or [])
     missing = [flag for key, flag in _NEEDED.items() if key not in given.values]

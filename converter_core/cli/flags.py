@@ -55,10 +55,16 @@ class Flags:
     source: Annotated[
         str | None, _flag("--source", "-s", metavar="PATH", help="The checkpoint: a folder or a file.")
     ] = None
-    output: Annotated[str | None, _flag("--output", "-o", metavar="DIR", help="The folder for the result.")] = None
+    output: Annotated[
+        str | None, _flag("--output", "-o", metavar="DIR", help="The folder for the result, or its URL.")
+    ] = None
     output_name: Annotated[
         str | None,
         _flag("--output-name", "-o_n", metavar="NAME", help="What the files are called; default {model}_{method}."),
+    ] = None
+    state_folder: Annotated[
+        str | None,
+        _flag("--state-folder", metavar="DIR", help="For an output on a URL: where unsent parts lie meanwhile."),
     ] = None
     output_ext: Annotated[
         str | None, _flag("--output-ext", "-o_e", metavar="EXT", help="The suffix of the target's files, the only one.")
@@ -157,6 +163,10 @@ class Flags:
             help="auto, or a device plugin's name, with a number for one card (NAME:0).",
             complete=values_of("device"),
         ),
+    ] = None
+    executor: Annotated[
+        str | None,
+        _flag("--executor", metavar="EXECUTOR", help="Who does the work: threads, or ray for a cluster."),
     ] = None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..api.values import TensorSpec
 from ..output import publication
+from ..output.finished import VERSION
 from ..output.journal import Journal
 from ..output.manifest import crc, dump, manifest_name
 from ..output.staging import Staging
@@ -21,32 +22,52 @@ def publish(
     staging: Staging,
     journal: Journal,
     crc32: Mapping[str, int],
+    sources: Mapping[str, str],
     standing: frozenset[str],
 ) -> None:
     """Side files, then every file to its final name, the manifest last. crc32: of every tensor, by key.
 
-    standing: files that are right under their final names and stay.
+    sources: checksums of what was read of the source, by weight. standing: files that are right under their final names
+    and stay.
     """
-    side = {name: zlib.crc32(content) for name, content in output.side.items()}
-    before = output.state.finished.sides if output.state.finished is not None else {}
-    stay = standing & {*output.file_layouts, *output.copies, *(name for name in side if before.get(name) == side[name])}
-    for name, content in output.side.items():
-        if name not in stay:
-            staging.put(name, content)
-    for name, path in output.copies.items():
-        side[name] = before[name] if name in stay else staging.copy(name, path)
+    side, stay = stage_side_files(output, staging, standing)
     manifest = manifest_name(output.name)
-    staging.put(manifest, dump(_content(plan, output, crc32, side)))
+    staging.put(manifest, dump(content(plan, output, crc32, sources, side)))
     names = [*output.file_layouts, *side, manifest]
     publication.publish(staging, journal, names, stay, output.state.replaces)
 
 
-def _content(plan: Plan, output: OutputPlan, crc32: Mapping[str, int], side: Mapping[str, int]) -> dict[str, Any]:
-    """What the manifest says: what was asked for, what it was made of, and every file and tensor with its checksum."""
+def stage_side_files(
+    output: OutputPlan, staging: Staging, standing: frozenset[str]
+) -> tuple[dict[str, int], frozenset[str]]:
+    """The checksums of all files that are no weights, and which files of the output stay."""
+    side = {name: zlib.crc32(content) for name, content in output.side.items()}
+    before = output.state.finished.sides if output.state.finished is not None else {}
+    stay = standing & {*output.file_layouts, *output.copies, *(name for name in side if before.get(name) == side[name])}
+    for name, written in output.side.items():
+        if name not in stay:
+            staging.put(name, written)
+    for name, path in output.copies.items():
+        side[name] = before[name] if name in stay else staging.copy(name, path)
+    return side, stay
+
+
+def content(
+    plan: Plan,
+    output: OutputPlan,
+    crc32: Mapping[str, int],
+    sources: Mapping[str, str],
+    side: Mapping[str, int],
+    versions: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What the manifest says: what was asked for, what it was made of, and every file and tensor with its checksum.
+
+    versions: of files that do not lie on a disk.
+    """
     recipe = output.recipe.as_dict()
     recipe.pop("performance", None)
-    recipe["output"].pop("overwrite", None)
-    sizes = output.side_sizes
+    for own in ("overwrite", "state_folder"):
+        recipe["output"].pop(own, None)
     return {
         "fingerprint": output.fingerprint.value,
         "recipe": recipe,
@@ -56,18 +77,15 @@ def _content(plan: Plan, output: OutputPlan, crc32: Mapping[str, int], side: Map
         "container": output.container.name,
         "layout": output.layout.name,
         "source": {
-            "files": {file.name: [file.size, file.version, file.header_hash] for file in plan.checkpoint.files},
+            "files": {
+                file.name: [file.size, file.version, file.header_hash] for file in plan.stores.files_of(plan.adapter)
+            },
+            "checksums": dict(sorted(sources.items())),
             "tensors": len(plan.checkpoint.tensors),
             **({DEQUANTIZED: plan.checkpoint.decoded_from} if plan.checkpoint.decoded else {}),
             **({"loras": [lora.as_dict() for lora in plan.loras.files]} if plan.loras.files else {}),
         },
-        "files": {
-            **{
-                name: {"size": placed.size, "header_size": len(placed.header), "header_crc32": crc(placed.header)}
-                for name, placed in output.file_layouts.items()
-            },
-            **{name: {"size": sizes[name], "crc32": f"{sums:08x}"} for name, sums in side.items()},
-        },
+        "files": _files(output, side, versions or {}),
         "formats": {weight.format.name: weight.format.facts() for weight in output.weights},
         "weights": {
             weight.name: {
@@ -88,6 +106,16 @@ def _content(plan: Plan, output: OutputPlan, crc32: Mapping[str, int], side: Map
             for tensor in weight.outputs
         },
     }
+
+
+def _files(output: OutputPlan, side: Mapping[str, int], versions: Mapping[str, str]) -> dict[str, Any]:
+    sizes = output.side_sizes
+    files: dict[str, dict[str, Any]] = {
+        name: {"size": placed.size, "header_size": len(placed.header), "header_crc32": crc(placed.header)}
+        for name, placed in output.file_layouts.items()
+    }
+    files |= {name: {"size": sizes[name], "crc32": f"{sums:08x}"} for name, sums in side.items()}
+    return {name: {**entry, **({VERSION: versions[name]} if name in versions else {})} for name, entry in files.items()}
 
 
 def _listed(spec: TensorSpec) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from ..checkpoint.files import NothingKnown, open_checkpoint
 from ..checkpoint.recognition import open_source, recognisers
 from ..checkpoint.roots import components_of
 from ..errors import CheckpointError, Refused
-from ..output.manifest import SUFFIX, load_manifest
+from ..output.manifest import SUFFIX, parse_manifest
 from ..planning import provenance, transcode
 from ..planning.planner import source_tensors
 from ..planning.transcode import Quantized
 from ..plugins.attribution import attribute_errors, call_each
 from ..plugins.registry import Registry, load_plugins
 from ..recipe.load import make_plugin
+from ..trusted import MANIFEST
 from . import clues
 from .values import FileSummary, Inspection, QuantizedSummary, TensorSummary
 
@@ -153,10 +154,13 @@ def _absolute(checkpoint: Checkpoint) -> str:
 def _manifest_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """What a manifest beside the files says of them; empty where there is none, or where it speaks of others."""
     names = {file.name for file in checkpoint.files}
-    root = checkpoint.root.path
-    for path in sorted(root.glob(f"*{SUFFIX}")) if root is not None else ():
+    try:
+        entries = checkpoint.root.entries() or ()
+    except CheckpointError:
+        return {}
+    for manifest in (checkpoint.root / entry.name for entry in entries if entry.name.endswith(SUFFIX)):
         try:
-            content = load_manifest(path)
+            content = parse_manifest(manifest.content(MANIFEST), manifest)
         except CheckpointError:
             continue
         if names <= set(content.get("files", {})):

@@ -10,10 +10,9 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import CheckpointError, shown
-from ..folder import Folder
 from ..trusted import MANIFEST, is_inside, read_file
 
 SUFFIX = ".manifest.json"
@@ -104,7 +103,15 @@ class Manifests:
     refused: Mapping[str, str]
 
 
-def manifests_in(folder: Folder) -> Manifests:
+class _Readable(Protocol):
+    """A folder, wherever it lies."""
+
+    def names(self) -> list[str]: ...
+
+    def read(self, name: str, limit: int) -> bytes: ...
+
+
+def manifests_in(folder: _Readable) -> Manifests:
     """Others' files that only look like one are refused too, and left alone."""
     read, refused = {}, {}
     for name in folder.names():

@@ -16,7 +16,7 @@ from ..api.values import FileLayout
 from ..errors import ConversionError, shown
 from ..folder import Folder
 from ..trusted import open_regular
-from . import journal
+from . import journal, upload_book
 from .unfinished import FILES, staging_name
 
 FLUSH_EVERY = 64 << 20
@@ -30,7 +30,9 @@ class Staging:
     new file takes it.
     """
 
-    def __init__(self, output: Folder, name: str, layouts: Mapping[str, FileLayout]) -> None:
+    def __init__(self, output: Folder, name: str, layouts: Mapping[str, FileLayout], sparse: bool = False) -> None:
+        """sparse: no room is reserved, for what is written is sent and given back to the disk."""
+        self.sparse = sparse
         self.output = output
         self.name = staging_name(name)
         self.layouts = layouts
@@ -38,6 +40,11 @@ class Staging:
     def make(self) -> None:
         """The folder of the journal, durable under its name."""
         self.folder = self.output.make(self.name)
+
+    def join(self) -> None:
+        """What another process has made and prepared; to write there. OSError if it is not here."""
+        self.folder = self.output.child(self.name)
+        self.files = self.folder.child(FILES)
 
     def prepare(self, standing: Collection[str]) -> None:
         """Create what is not there with its full size, so that a full disk fails now, and write the headers.
@@ -63,7 +70,10 @@ class Staging:
         try:
             if os.fstat(fd).st_size != layout.size:
                 os.ftruncate(fd, 0)
-            self._allocate(fd, path, layout.size)
+            if not self.sparse:
+                self._allocate(fd, path, layout.size)
+            elif os.fstat(fd).st_size != layout.size:
+                os.ftruncate(fd, layout.size)
             _write_at(fd, memoryview(layout.header), 0, path)
         finally:
             os.close(fd)
@@ -85,7 +95,8 @@ class Staging:
         What this tool does not put there stays, and the folder with it.
         """
         self.clear()
-        self.folder.remove(journal.NEW)
+        for name in (journal.NEW, upload_book.NAME):
+            self.folder.remove(name)
         self.folder.sync()
         self.folder.remove(journal.NAME)
         with suppress(OSError):
@@ -155,6 +166,7 @@ class StagedFile:
 
     def __init__(self, folder: Folder, name: str, layout: FileLayout) -> None:
         self.path = folder.path / name
+        self._folder, self._name = folder, name
         self.layout = layout
         self.crc32: dict[str, int] = {}
         self._fd = folder.open_file(name, os.O_RDWR)
@@ -169,6 +181,20 @@ class StagedFile:
         if self._unflushed >= FLUSH_EVERY:
             self._unflushed = 0
             system.start_writeback(self._fd)
+
+    def read_back(self, key: str, nbytes: int) -> int:
+        """crc32 of a tensor as it lies in the file now; -1 if it cannot be read whole."""
+        return checksum(self._folder, self._name, self.layout.offsets[key], nbytes)
+
+    def settle(self) -> None:
+        """What was written is on the disk, whatever becomes of this machine."""
+        try:
+            getattr(os, "fdatasync", os.fsync)(self._fd)
+        except OSError as error:
+            raise ConversionError(
+                f"{shown(self.path)}: the disk reports an error ({error.strerror}); look after the disk, then run the "
+                "same command again"
+            ) from error
 
     def close(self) -> None:
         system.start_writeback(self._fd)

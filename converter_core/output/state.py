@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..api.values import FileLayout
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, ConversionError, shown
 from ..folder import Folder
+from .destination import Destination
 from .fingerprint import Fingerprint
 from .finished import Finished, meet
 from .manifest import Manifests, manifest_name, manifests_in
+from .place import Place
 from .unfinished import Unfinished, look_for_unfinished
 
 
@@ -39,7 +40,7 @@ class OutputState:
     @property
     def done(self) -> bool:
         """Published, and nothing shows that a file changed since."""
-        return self.finished is not None and not self.finished.damaged and not self.finished.touched
+        return self.finished is not None and self.finished.is_right
 
 
 def check_apart(output: Path, source: Path, files: Iterable[Path]) -> list[str]:
@@ -58,62 +59,82 @@ def check_apart(output: Path, source: Path, files: Iterable[Path]) -> list[str]:
     return []
 
 
+def check_urls_apart(output: str, source: str) -> list[str]:
+    """The same of two URLs."""
+    out, root = output.rstrip("/") + "/", source.rstrip("/") + "/"
+    if out.startswith(root) or root.startswith(out):
+        return [f"{output}: the source {source} lies there, in it or around it; choose another output.path"]
+    return []
+
+
 def output_state(
-    output: Path,
+    output: Destination,
     name: str,
     layouts: Mapping[str, FileLayout],
     planned: Iterable[str],
     print_: Fingerprint,
     overwrite: bool,
+    other_source: bool = False,
 ) -> OutputState:
-    """layouts: of the weight files. planned: every file that would be published, the manifest included."""
+    """layouts: of the weight files. planned: every file that would be published, the manifest included.
+
+    other_source: what is published here was made of other source files, though their headers are the same.
+    """
     try:
-        folder = Folder.open(output)
+        folder = Folder.open(output.folder)
     except FileNotFoundError:
-        broken = output.is_symlink()
-        problem = f"{output}: is a link that leads nowhere; output.path must be a folder"
-        return OutputState(problems=(problem,)) if broken else OutputState()
+        if output.folder.is_symlink():
+            problem = f"{output.folder}: is a link that leads nowhere; it must be a folder"
+            return OutputState(problems=(problem,))
+        if output.location is None:
+            return OutputState()
+        folder = None
     except NotADirectoryError:
-        return OutputState(problems=(f"{output}: is a file, or lies in one; output.path must be a folder",))
+        return OutputState(problems=(f"{output.folder}: is a file, or lies in one; it must be a folder",))
     except OSError as error:
-        return OutputState(problems=(f"{output}: cannot be looked into ({error.strerror})",))
-    with folder:
-        try:
-            return _Survey(folder, name, layouts, frozenset(planned), print_).state(overwrite)
-        except OSError as error:
-            where = shown(error.filename or output)
-            return OutputState(problems=(f"{where}: cannot be looked into ({error.strerror}); move it away",))
-        except CheckpointError as error:
-            return OutputState(problems=error.problems)
+        return OutputState(problems=(f"{output.folder}: cannot be looked into ({error.strerror})",))
+    try:
+        unfinished = look_for_unfinished(folder, name) if folder is not None else Unfinished()
+        survey = _Survey(output.place(folder), unfinished, name, layouts, frozenset(planned), print_)
+        return survey.state(overwrite, other_source)
+    except OSError as error:
+        where = shown(error.filename or output)
+        return OutputState(problems=(f"{where}: cannot be looked into ({error.strerror}); move it away",))
+    except (CheckpointError, ConversionError) as error:
+        return OutputState(problems=error.problems)
+    finally:
+        if folder is not None:
+            folder.close()
 
 
 class _Survey:
     def __init__(
         self,
-        folder: Folder,
+        folder: Place,
+        unfinished: Unfinished,
         name: str,
         layouts: Mapping[str, FileLayout],
         planned: frozenset[str],
         print_: Fingerprint,
     ) -> None:
         self.folder = folder
-        self.path = shown(folder.path)
+        self.path = shown(folder)
         self.layouts = layouts
         self.planned = planned
         self.print_ = print_
         self.own = manifest_name(name)
-        self.unfinished: Unfinished = look_for_unfinished(folder, name)
-        begun = self.unfinished.begun
-        self.same = begun is not None and begun.fingerprint == print_.value
+        self.unfinished = unfinished
+        begun = unfinished.begun
         self.resumes = begun is not None and begun.resumes(print_)
         self.manifests: Manifests = manifests_in(folder)
 
-    def state(self, overwrite: bool) -> OutputState:
+    def state(self, overwrite: bool, other_source: bool) -> OutputState:
         staged = self.unfinished.staged if self.resumes else 0
-        if self.manifests.read.get(self.own, {}).get("fingerprint") == self.print_.value:
-            found = meet(self.folder, self.own, self.manifests.read[self.own], self.layouts, self.planned)
+        if not other_source and self.manifests.read.get(self.own, {}).get("fingerprint") == self.print_.value:
+            own = self.manifests.read[self.own]
+            found = meet(self.folder, self.own, own, self.layouts, self.planned, self.print_)
             if isinstance(found, Finished):
-                leftover = self.unfinished.exists and (self.same or self.unfinished.empty)
+                leftover = self.unfinished.exists and (self.resumes or self.unfinished.empty)
                 return OutputState(found, self.resumes, staged, leftover, warnings=tuple(self._damages(found)))
             self._refuse_own(found)
         met, asked, foreign = self._conflicts()
@@ -128,9 +149,17 @@ class _Survey:
             replaces=tuple(sorted(gone)),
             orphans=tuple(sorted(gone & self._orphans())),
             problems=tuple(problems),
-            warnings=tuple(self._beside(met, gone)),
+            warnings=(*self._moved(), *self._beside(met, gone)),
             changed=tuple(begun.differences(self.print_)) if begun and not self.resumes else (),
         )
+
+    def _moved(self) -> Iterable[str]:
+        begun = self.unfinished.begun
+        if begun is not None and self.resumes and (moved := self.print_.moved(begun.identity)):
+            yield (
+                f"{self.path}: by inode or times, {_some(moved)} may be another source than the interrupted run there "
+                "had; convert reads again what finished weights were made of, and compares the checksums"
+            )
 
     def _refuse_own(self, reason: str) -> None:
         """Believe nothing that the manifest of this name says."""
@@ -143,10 +172,10 @@ class _Survey:
         asked, foreign = [], []
         orphans = self._orphans()
         for file in sorted(self.planned):
-            status = self.folder.status(file)
-            if status is None:
+            there = self.folder.standing(file)
+            if there is None:
                 continue
-            if stat.S_ISDIR(status.st_mode):
+            if there.is_folder:
                 foreign.append(file)
                 continue
             owners = {name for name in self.manifests.read if self._owns(name, file)}
@@ -155,9 +184,9 @@ class _Survey:
                 asked.append(file)
             elif file in orphans:
                 asked.append(file)
-            elif not (self.same and file in self.unfinished.publishes):
+            elif not (self.resumes and file in self.unfinished.publishes):
                 foreign.append(file)
-        asked += sorted(file for file in orphans - self.planned if self.folder.status(file) is not None)
+        asked += sorted(file for file in orphans - self.planned if self.folder.standing(file) is not None)
         return met, asked, foreign
 
     def _orphans(self) -> frozenset[str]:
@@ -170,7 +199,7 @@ class _Survey:
             return frozenset()
         found = begun.orphans | (begun.replaces if begun.publishes else frozenset())
         published = begun.publishes - self.unfinished.files
-        found = found - published if self.same else found | begun.publishes
+        found = found - published if self.resumes else found | begun.publishes
         return frozenset(
             file for file in found if not any(self._owns(name, file) for name in self.manifests.read if name != file)
         )
@@ -187,19 +216,22 @@ class _Survey:
     def _damages(self, found: Finished) -> Iterable[str]:
         for file, wrong in found.damaged.items():
             yield f"{self.path}: {shown(file)} {wrong}; it is made again"
+        if found.moved:
+            yield (
+                f"{self.path}: was made of a source with other modification times (now {_some(found.moved)}); convert "
+                "reads the source again and compares the checksums"
+            )
         if found.touched:
             yield (
-                f"{self.path}: {_some(found.touched)} may have changed since the conversion, by the modification time; "
+                f"{self.path}: {_some(found.touched)} may have changed since the conversion, by its time or ETag; "
                 "convert compares the checksums"
             )
 
     def _foreign(self, file: str) -> str:
-        status = self.folder.status(file)
-        a_folder = status is not None and stat.S_ISDIR(status.st_mode)
+        there = self.folder.standing(file)
+        a_folder = there is not None and there.is_folder
         why = "it is a folder" if a_folder else self.manifests.refused.get(file, "no manifest lists it")
-        return (
-            f"{shown(self.folder.path / file)}: exists and is not ours ({why}); move it away or choose another output"
-        )
+        return f"{shown(self.folder.text(file))}: exists and is not ours ({why}); move it away or choose another output"
 
     def _needs_overwrite(self, met: set[str], asked: list[str]) -> str:
         whose = ", ".join(map(shown, sorted(met))) or "an interrupted run"

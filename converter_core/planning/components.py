@@ -13,6 +13,7 @@ from ..errors import PlanError, shown, unknown
 from ..plugins.attribution import attribute_errors
 from ..plugins.registry import Registry, load_plugins
 from ..recipe.load import OutputSection, Recipe, load_recipe
+from ..storage.location import within
 from .plan import Plan
 from .planner import adapters_of, make_plan, missing_disk
 
@@ -103,7 +104,7 @@ def _moved(recipe: Recipe, source: str, below: Sequence[str]) -> Recipe:
     """With another source, and every output in a folder below its own."""
 
     def moved(output: OutputSection) -> OutputSection:
-        return replace(output, path=str(Path(output.path, *below))) if below else output
+        return replace(output, path=within(output.path, *below)) if below else output
 
     return _accepted(
         replace(

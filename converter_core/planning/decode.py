@@ -19,6 +19,7 @@ from ..api.tensors import dtype_of, raw, typed
 from ..api.values import Stored, TensorSpec, WeightInfo
 from ..errors import PluginError, Refused
 from .encoding import Encoding
+from .exact_numbers import NO_NUMBERS, Numbers, exactly
 from .output_schema import SourceSpec, common_row_block
 from .shape_inference import ShapeInference
 
@@ -143,13 +144,33 @@ class Decoded:
 
 
 def decode(
-    target: Target, quantizer: Quantizer, stored: Parts, spec: TensorSpec | None = None, as_loaded: bool = True
+    target: Target,
+    quantizer: Quantizer,
+    stored: Parts,
+    spec: TensorSpec | None = None,
+    as_loaded: bool = True,
+    numbers: Numbers = NO_NUMBERS,
 ) -> Decoded:
-    """spec: of these rows before quantization, where it is known. as_loaded: with what the runtime's loader does."""
+    """spec: of these rows before quantization, where it is known. as_loaded: with what the runtime's loader does.
+
+    numbers: those that the stored parts tell only nearly.
+    """
+    parts = canonical(target, quantizer, stored, spec, as_loaded, numbers)
+    return Decoded(dequantized(target, quantizer, parts), parts)
+
+
+def canonical(
+    target: Target, quantizer: Quantizer, stored: Parts, spec: TensorSpec | None, as_loaded: bool, numbers: Numbers
+) -> Parts:
     context = WeightContext(WeightInfo("weight", {}), "weight", spec, quantizer.format)
     parts = target.decode(context, target.simulate_load(context, stored) if as_loaded else stored)
+    return exactly(parts, numbers.canonical)
+
+
+def dequantized(target: Target, quantizer: Quantizer, parts: Parts) -> Tensor:
+    """Float32; Refused where the target's parts are not those that the quantizer needs."""
     try:
-        return Decoded(quantizer.dequantize(parts), parts)
+        return quantizer.dequantize(parts)
     except KeyError as error:  # what a quantizer says of a part that is not there
         roles = ", ".join(parts) or "nothing"
         raise Refused(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,18 +12,22 @@ import torch
 from ..api.contexts import SourceTensors
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
-from ..api.tensors import raw
+from ..api.tensors import raw, same
 from ..api.values import Stored, TensorSpec
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import CheckpointError, ConverterError, PluginError, Refused, shown
 from ..plugins.attribution import describe
 from ..plugins.registry import Registry
-from .decode import Read, Slicer, Slices, decode, read_slab
+from .decode import Read, Slicer, Slices, canonical, dequantized, read_slab
 from .dry_run import LARGEST_ZEROS
+from .exact_numbers import NO_NUMBERS, Numbers
 from .transcode import Quantized, reader_of, unpacked
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PIECE = 1 << 18
+"""Elements that are dequantized at a time: 1 MiB of float32, and a few temporaries of that size."""
 
 DEQUANTIZED = "dequantized_from"
 """The entry of a header's metadata that says what the weights were before."""
@@ -30,16 +35,22 @@ DEQUANTIZED = "dequantized_from"
 
 @dataclass(frozen=True)
 class _Decoding:
-    """One weight. specs: of its parts, by role."""
+    """One weight. specs: of its parts, by role. fine: each row of it can be dequantized by itself."""
 
     stored: Stored
     quantizer: Quantizer
     specs: Mapping[str, TensorSpec]
     slices: Slices
+    numbers: Numbers = NO_NUMBERS
+    fine: bool = False
 
     @property
     def cut(self) -> bool:
         return any(self.slices.heights.values())
+
+
+def _grows(part: Tensor, rows: int) -> bool:
+    return part.dim() > 1 and part.shape[0] == rows
 
 
 class Dequantized(Checkpoint):
@@ -64,7 +75,7 @@ class Dequantized(Checkpoint):
 
     def _decodings(self, quantized: Quantized, registry: Registry) -> dict[str, _Decoding]:
         found: dict[str, _Decoding] = {}
-        known: dict[object, tuple[Quantizer, Slices]] = {}
+        known: dict[object, _Decoding] = {}
         refused: dict[str, list[str]] = {}
         for name, stored in quantized.weights.items():
             specs = {role: self._base.tensors[key] for role, key in stored.keys.items()}
@@ -76,7 +87,8 @@ class Dequantized(Checkpoint):
             except ConverterError as error:
                 refused.setdefault("; ".join(error.problems), []).append(name)
             else:
-                found[name] = _Decoding(stored, known[case][0], specs, known[case][1])
+                numbers = quantized.numbers.get(name, NO_NUMBERS)
+                found[name] = replace(known[case], stored=stored, specs=specs, numbers=numbers)
         if refused:
             raise CheckpointError(
                 *(
@@ -87,9 +99,7 @@ class Dequantized(Checkpoint):
             )
         return found
 
-    def _how(
-        self, stored: Stored, spec: TensorSpec, specs: Mapping[str, TensorSpec], registry: Registry
-    ) -> tuple[Quantizer, Slices]:
+    def _how(self, stored: Stored, spec: TensorSpec, specs: Mapping[str, TensorSpec], registry: Registry) -> _Decoding:
         quantizer = reader_of(registry, stored.format)
         if quantizer is None:
             raise Refused(f"no installed quantizer reads {stored.format}")
@@ -98,29 +108,51 @@ class Dequantized(Checkpoint):
             slices = self._slicer.slices(quantizer, spec, specs)
         except (Refused, PluginError):  # stored in another way than this quantizer would: nobody says how to cut it
             slices = Slices(spec.shape, rows, rows, dict.fromkeys(specs, 0))
-        self._try(_Decoding(stored, quantizer, specs, slices))
-        return quantizer, slices
+        how = _Decoding(stored, quantizer, specs, slices)
+        return replace(how, fine=self._try(how))
 
-    def _try(self, how: _Decoding) -> None:
-        """Refused if zeros cannot be decoded, so that it is known before anything is written."""
+    def _try(self, how: _Decoding) -> bool:
+        """Whether rows can be dequantized by themselves, as noise shows it; Refused if it cannot be decoded at all, so
+        that it is known before anything is written.
+        """
         height = min(how.slices.tile, how.slices.shape[0])
         if height * (how.slices.shape[-1] if how.slices.shape[1:] else 1) > LARGEST_ZEROS:
-            return
+            return False
+        noise = torch.Generator().manual_seed(0)
+
+        def read(key: str, at: int, into: memoryview) -> None:
+            drawn = torch.randint(0, 120, (len(into),), dtype=torch.uint8, generator=noise)
+            into[:] = raw(drawn)
+
         try:
-            self._values(how, 0, height, lambda key, at, into: into.__setitem__(slice(None), bytes(len(into))))
+            (whole,), several = self._values(how, 0, height, read), []
+            noise.manual_seed(0)
+            several = list(self._values(replace(how, fine=True), 0, height, read, most=1))
+            return len(several) == height and same(torch.cat(several), whole)
         except ConverterError:
             raise
         except Exception as error:
             raise Refused(describe(error)) from error
 
-    def _values(self, how: _Decoding, low: int, high: int, read: Read) -> Tensor:
-        """Rows of a weight, float32."""
-        parts = read_slab(read, how.stored, how.specs, how.slices, low, high)
-        spec = TensorSpec("F32", (high - low, *how.slices.shape[1:]))
-        values = decode(self._target, how.quantizer, parts, spec, as_loaded=False).weight
-        if values.shape != spec.shape or values.dtype != torch.float32:
-            raise Refused(f"{how.quantizer.name} decodes {list(values.shape)} where the weight has {list(spec.shape)}")
-        return values.contiguous()
+    def _values(self, how: _Decoding, low: int, high: int, read: Read, most: int = 0) -> Iterator[Tensor]:
+        """Rows of a weight, float32, in their order; of a fine one so few at a time that little memory is needed.
+
+        most: rows at a time; 0: as many as are worth the work.
+        """
+        stored = read_slab(read, how.stored, how.specs, how.slices, low, high)
+        rows, shape = high - low, how.slices.shape[1:]
+        spec = TensorSpec("F32", (rows, *shape))
+        parts = canonical(self._target, how.quantizer, stored, spec, as_loaded=False, numbers=how.numbers)
+        step = (most or max(1, PIECE // max(math.prod(shape), 1))) if how.fine else rows
+        for start in range(0, rows, max(step, 1)):
+            stop = min(start + step, rows)
+            some = {role: part[start:stop] if _grows(part, rows) else part for role, part in parts.items()}
+            values = dequantized(self._target, how.quantizer, some if step < rows else parts)
+            if values.shape != (stop - start, *shape) or values.dtype != torch.float32:
+                raise Refused(
+                    f"{how.quantizer.name} decodes {list(values.shape)} where the weight has {list(spec.shape)}"
+                )
+            yield values.contiguous()
 
     def file_of(self, key: str) -> str:
         return self._base.file_of(self._codes(key))
@@ -144,9 +176,13 @@ class Dequantized(Checkpoint):
         first, last = (start // row, -(-stop // row)) if row else (0, 0)
         for low in range(first // tile * tile, last, step):
             high = min(low + step, -(-last // tile) * tile, rows)
-            values = self._values(how, low, high, self._base.read)
-            begin, end = max(start, low * row), min(stop, high * row)
-            into[begin - start : end - start] = raw(values)[begin - low * row : end - low * row]
+            at = low * row
+            for values in self._values(how, low, high, self._base.read):
+                data = raw(values)
+                begin, end = max(start, at), min(stop, at + len(data))
+                if begin < end:
+                    into[begin - start : end - start] = data[begin - at : end - at]
+                at += len(data)
 
     def will_need(self, key: str, start: int, nbytes: int) -> None:
         codes = self._codes(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -18,6 +18,7 @@ from ..plugins.registry import Registry, options_of
 from ..recipe.load import Recipe, make_plugin
 from . import file_layout, notes, validate
 from .assignment import Assignment, Assignments, assign, quantizer_of
+from .exact_numbers import Numbers
 from .fallbacks import with_fallbacks
 from .job_builder import JobBuilder
 from .jobs import Job, source_spec
@@ -27,6 +28,7 @@ from .plain_dtypes import with_decoded, with_plain_dtypes
 from .shape_inference import ShapeInference
 from .stores import Stores
 from .transcode import Quantized, reader_of
+from .transcoder import Transcoders
 
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "keep": None}
 
@@ -65,6 +67,7 @@ class Draft:
     weights: tuple[PlannedWeight, ...] = ()
     jobs: tuple[Job, ...] = ()
     markers: Parts = field(default_factory=dict)
+    numbers: Mapping[str, Numbers] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -128,6 +131,8 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
     made.problems += _quantized_without_scales(found.all, source)
     if refused:
         return made
+    before = source.quantized
+    transcoders = Transcoders(before, source.stores.base, partial(reader_of, registry)) if before else None
     builder = JobBuilder(
         number,
         source.adapter,
@@ -137,14 +142,13 @@ def draft(number: int, recipe: Recipe, target: Target, source: SourcePlan) -> Dr
         source.inference,
         passthrough,
         source.loras.terms,
-        source.quantized.dress if source.quantized else None,
-        partial(reader_of, registry),
+        transcoders,
     )
-    before = source.quantized
     stored = {} if before is None else {info.name: before.of(info) for info in source.infos}
     quantized = {name: one for name, one in stored.items() if one is not None}
     made.weights, made.jobs = builder.build(found.all, quantized)
     made.markers = builder.markers
+    made.numbers = transcoders.numbers if transcoders else {}
     made.notes += notes.of_quantizers(made.jobs)
     made.notes += notes.without_bias(builder.without_bias)
     made.problems += builder.problems(dict(registry.targets.items()))

@@ -5,12 +5,14 @@ Shape inference and the engine both ask here, so a plan and its conversion canno
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..api.contexts import WeightContext
 from ..api.targets import Target
 from ..errors import PluginError
+from .exact_numbers import exactly
 from .passthrough import Passthrough
 
 if TYPE_CHECKING:
@@ -24,16 +26,21 @@ BIAS = "bias"
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the parts of one weight become stored tensors. bias: of the layer, if its quantizer asks for it."""
+    """How the parts of one weight become stored tensors. bias: of the layer, if its quantizer asks for it.
+
+    numbers: stored parts of one number each that are known better than the canonical parts tell them.
+    """
 
     target: Target
     context: WeightContext
     bias: WeightContext | None = None
     passthrough: Passthrough = field(default_factory=Passthrough)
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     def stored(self, parts: Parts, bias: Tensor | None = None) -> dict[str, Tensor]:
         """bias: as it was, stored where ``parts`` has no new one."""
-        stored = dict(self.target.encode(self.context, {role: part for role, part in parts.items() if role != BIAS}))
+        own = {role: part for role, part in parts.items() if role != BIAS}
+        stored = dict(exactly(self.target.encode(self.context, own), self.numbers))
         if self.bias is None:
             return stored
         if BIAS in stored:

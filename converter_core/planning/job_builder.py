@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..api.calibration import ORIGINAL
 from ..api.contexts import ModelFacts, WeightContext
-from ..api.formats import UNQUANTIZED, QuantFormat
+from ..api.formats import UNQUANTIZED
 from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
 from ..api.targets import Target
@@ -44,13 +44,9 @@ class JobBuilder:
         inference: ShapeInference,
         passthrough: Passthrough,
         terms: Mapping[str, tuple[Term, ...]],
-        dressed: Target | None = None,
-        reader: Callable[[QuantFormat], Quantizer | None] = lambda format: None,
+        transcoders: Transcoders | None = None,
     ) -> None:
-        """terms: what LoRAs add to weights, by name. dressed: the target whose files a quantized source is.
-
-        reader: a quantizer that has a format; None: there is none.
-        """
+        """terms: what LoRAs add to weights, by name. transcoders: of a source that is quantized already."""
         self.number = number
         self.adapter = adapter
         self.model = model
@@ -60,8 +56,7 @@ class JobBuilder:
         self.inference = inference
         self.passthrough = passthrough
         self.terms = terms
-        self.dressed = dressed
-        self._transcoders = Transcoders(dressed, reader) if dressed is not None else None
+        self._transcoders = transcoders
         self.markers: dict[str, Tensor] = {}
         self.without_bias: list[str] = []
         self._refused: dict[tuple[str, str, str], list[str]] = {}
@@ -110,7 +105,7 @@ class JobBuilder:
 
     def _fits(self, info: WeightInfo, stored: Stored) -> bool:
         """Whether a weight is dressed as the target would do it: then its parts can be copied one by one."""
-        if self.dressed is None or self.dressed.name != self.target.name:
+        if self._transcoders is None or self._transcoders.quantized.target != self.target.name:
             return False
         context = self._context(info, stored)
         try:
@@ -127,12 +122,15 @@ class JobBuilder:
     def _transcoded(self, info: WeightInfo, stored: Stored) -> tuple[PlannedWeight, list[Job]] | None:
         """The same codes and scales as the target wants them."""
         assert self._transcoders is not None
-        made, refs = self._transcoders.of(stored, self.stores.base.tensors)
+        made, refs = self._transcoders.of(info, stored)
         part = replace(info, sources={"weight": TensorRef(stored.primary)})
         job = self._job(part, made, None, "", spec=TensorSpec("F32", made.shape), given=refs)
         if job is None:
             return None
         (export,) = job.exports
+        encoding = self._transcoders.dressed(info, stored, made, refs, export.encoding)
+        export = replace(export, encoding=encoding)
+        job = replace(job, exports=(export,))
         context = export.encoding.context
         outputs = (*export.tensors, *self._marked(replace(context, roles=tuple(export.schema.outputs))))
         return PlannedWeight(info, context.name, TensorSpec("F32", made.shape), stored.format, outputs), [job]
@@ -148,6 +146,8 @@ class JobBuilder:
             outputs += [replace(tensor, role=role) for tensor in job.exports[0].tensors]
         shape = stored.shape or jobs[0].spec.shape
         name = self.adapter.rename(info.name, self.key_format)
+        assert self._transcoders is not None
+        self._transcoders.keep(info, name)
         return PlannedWeight(info, name, TensorSpec("F32", shape), stored.format, tuple(outputs)), jobs
 
     def _made(self, assignment: Assignment, bias: Assignment | None) -> tuple[PlannedWeight, list[Job]] | None:

@@ -14,7 +14,9 @@ from ..api.models import ModelAdapter
 from ..api.targets import Target
 from ..api.values import Extras, FileLayout, Parts, PlannedWeight
 from ..checkpoint.checkpoint import Checkpoint
+from ..errors import PlanError
 from ..output import state as output_folder
+from ..output.destination import Destination
 from ..output.fingerprint import Fingerprint
 from ..output.manifest import manifest_name
 from ..output.state import OutputState
@@ -60,13 +62,15 @@ def groups_of(jobs: Iterable[Job], output: int) -> tuple[Group, ...]:
 class OutputPlan:
     """One output of a plan.
 
-    number: of the output in its plan. recipe: with this output alone. constants: tensors that the target adds, by key.
-    weight_map: key -> file. file_layouts: file -> its header and offsets. side: files that are written beside the
-    weights, copies: files that are copied there.
+    number: of the output in its plan. recipe: with this output alone. destination: where it goes. constants: tensors
+    that the target adds, by key. weight_map: key -> file. file_layouts: file -> its header and offsets. side: files
+    that are written beside the weights, copies: files that are copied there. pending: bytes of the weights that lie on
+    the disk at a time, at most, where they are sent elsewhere; None: all of them.
     """
 
     number: int
     recipe: Recipe
+    destination: Destination
     name: str
     target: Target
     container: Container
@@ -78,6 +82,7 @@ class OutputPlan:
     weight_map: Mapping[str, str]
     side: Mapping[str, bytes]
     copies: Mapping[str, Path]
+    pending: int | None
     groups: tuple[Group, ...]
     rules: tuple[RuleUse, ...]
     fingerprint: Fingerprint
@@ -88,7 +93,8 @@ class OutputPlan:
 
     @property
     def path(self) -> Path:
-        return Path(self.recipe.output.path)
+        """The folder of this machine that is written to: the output, or the state of one that lies elsewhere."""
+        return self.destination.folder
 
     @property
     def files(self) -> dict[str, int]:
@@ -127,7 +133,22 @@ class OutputPlan:
             return 0
         # manifest and journal: a line for each tensor, and one for each weight
         texts = BYTES_OF_TEXT * (1 + sum(len(layout.offsets) for layout in self.file_layouts.values()))
-        return max(0, sum(sizes.values()) + texts - self.state.staged)
+        weights = sum(size for name, size in sizes.items() if name in self.files)
+        held = weights if self.pending is None else min(weights, self.pending)
+        return max(0, held + sum(sizes.values()) - weights + texts - self.state.staged)
+
+    def current_state(self, other_source: bool = False) -> OutputState:
+        """Of the output folder now, once it is locked: what was planned with may have changed. PlanError.
+
+        other_source: what is published there was made of other source files, though their headers are the same.
+        """
+        layouts, overwrite = self.file_layouts, self.recipe.output.overwrite
+        found = output_folder.output_state(
+            self.destination, self.name, layouts, self.published, self.fingerprint, overwrite, other_source
+        )
+        if found.problems:
+            raise PlanError(*found.problems)
+        return found
 
     @property
     def status(self) -> str:
@@ -146,7 +167,8 @@ class OutputPlan:
             "target": self.target.name,
             "runs_on": self.target.runs_on.get(self.recipe.quantization.method, ""),
             "layout": self.layout.name,
-            "output": str(self.path),
+            "output": str(self.destination),
+            **({"state_folder": str(self.path)} if self.destination.location is not None else {}),
             "groups": [vars(group) for group in self.groups],
             "rules": [vars(rule) for rule in self.rules],
             "files": self.files,
@@ -211,6 +233,7 @@ class Plan:
             },
             "loras": [lora.as_dict() for lora in self.loras.files],
             "device": self.resources.name,
+            "executor": self.resources.executor,
             "workers": self.resources.workers,
             "max_memory": self.resources.max_memory,
             "extra_tensors": [job.info.name for job in self.jobs if job.info.kind == "extra"],

@@ -19,6 +19,7 @@ from ..checkpoint.inventory import inventory, skipped_tensors
 from ..checkpoint.recognition import open_source, recognisers
 from ..errors import CheckpointError, PlanError, shown
 from ..output import state as output_folder
+from ..output.destination import destination
 from ..output.side_files import CONFIG
 from ..plugins import attribution
 from ..plugins.registry import Registry, load_plugins
@@ -55,7 +56,7 @@ def make_plan(
     asked = load_recipe(recipe, overrides or {}, registry)
     found = resources.choose(asked, registry)
     if require_device and found.absence:
-        raise PlanError(f"{asked.where('performance.device')}: {found.absence}")
+        raise PlanError(f"{asked.where(found.absent)}: {found.absence}")
     adapters = adapters_of(asked, registry)
     skipped: list[str] = []
     checkpoint = open_source(asked.source.path, adapters, skipped, format=asked.source.format, registry=registry)
@@ -119,10 +120,13 @@ def _plan(
     problems += loras.problems
     inference = ShapeInference(adapter)
     source = SourcePlan(registry, adapter, model, stores, tensors, infos, quantized, inference, found.name, loras)
-    for one in recipes:
+    destinations = [destination(one.output, registry.storages) for one in recipes]
+    for to in destinations:
         files = (Path(file.path) for file in stores.base.files)
-        if stores.base.location.path is not None:
-            problems += output_folder.check_apart(Path(one.output.path), stores.base.location.path, files)
+        if to.location is not None:
+            problems += output_folder.check_urls_apart(str(to), str(stores.base.location))
+        elif stores.base.location.path is not None:
+            problems += output_folder.check_apart(to.folder, stores.base.location.path, files)
     dressed = [in_its_dress(*pair, source) for pair in zip(recipes, targets, strict=True)]
     drafts = [draft_of(number, *pair, source) for number, pair in enumerate(dressed)]
     problems += dict.fromkeys(problem for draft in drafts for problem in draft.problems)
@@ -130,8 +134,8 @@ def _plan(
         raise PlanError(*problems)
 
     planned: list[OutputPlan] = []
-    for draft in drafts:
-        output, against = finish(draft, source)
+    for draft, to in zip(drafts, destinations, strict=True):
+        output, against = finish(draft, source, to)
         planned.append(output)
         problems += against
     problems += validate.outputs_apart(planned)
@@ -212,5 +216,6 @@ def missing_disk(planned: Sequence[OutputPlan]) -> list[str]:
             found.append(
                 f"{output.path}: needs {format_bytes(needed[device])} of disk and {format_bytes(free)} are free; make "
                 f"room for {format_bytes(needed[device] - free)} more"
+                + (", or choose another output.state_folder" if output.destination.location is not None else "")
             )
     return found

@@ -18,6 +18,8 @@ from ..api.values import Stored, TensorSpec, WeightInfo
 from ..plugins.attribution import call_each
 from ..plugins.registry import Registry
 from ..recipe.options import make_plugin
+from . import exact_numbers
+from .exact_numbers import NO_NUMBERS, Numbers
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,14 @@ class Quantized:
     """What a checkpoint's quantized weights are: whose format, and name -> format and keys.
 
     dress: the target, with the options that such files are written with. added: tensors that it added and that belong
-    to no weight. options: those of its options that the checkpoint tells.
+    to no weight. options: those of its options that the checkpoint tells. numbers: that it tells beside the weights.
     """
 
     dress: Target
     weights: Mapping[str, Stored]
     added: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, Numbers] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -40,6 +43,10 @@ class Quantized:
     def of(self, info: WeightInfo) -> Stored | None:
         """How a weight is stored, by the key that its model adapter takes for it, whatever it calls the weight."""
         return next((self.weights[ref.key] for ref in info.refs if ref.key in self.weights), None)
+
+    def numbers_of(self, info: WeightInfo) -> Numbers:
+        """What the checkpoint tells of a weight's single numbers."""
+        return next((self.numbers[ref.key] for ref in info.refs if ref.key in self.numbers), NO_NUMBERS)
 
     def __str__(self) -> str:
         formats = Counter(stored.format.name for stored in self.weights.values())
@@ -66,7 +73,13 @@ def as_quantized(target: Target, tensors: SourceTensors) -> Quantized:
     if not found:
         return Quantized(target, found)
     options = dict(target.options_for(tensors))
-    return Quantized(make_plugin(type(target), options), found, frozenset(target.added(tensors)), options)
+    return Quantized(
+        make_plugin(type(target), options),
+        found,
+        frozenset(target.added(tensors)),
+        options,
+        exact_numbers.read(tensors.metadata),
+    )
 
 
 def _detected(target: Target, tensors: SourceTensors) -> Mapping[str, Stored]:
@@ -154,13 +167,27 @@ def _shape(
     codes = next(iter(specs.values()))
     if not stored.format.packing and codes.dtype != "U8":
         return codes.shape
-    parts = {
-        role: torch.empty(spec.in_memory.shape, dtype=dtype_of(spec), device="meta") for role, spec in specs.items()
-    }
     context = WeightContext(WeightInfo(name, {}), name, None, stored.format)
+
+    def decoded(quantizer: Quantizer, most: int | None) -> tuple[int, ...]:
+        """most: rows that are tried, of values that nobody looks at; None: all of them, without values."""
+        device = "meta" if most is None else "cpu"
+        few = {role: one.in_memory.shape for role, one in specs.items()}
+        few = {
+            role: (min(shape[0], most), *shape[1:]) if most and len(shape) > 1 else shape for role, shape in few.items()
+        }
+        parts = {role: torch.zeros(shape, dtype=dtype_of(specs[role]), device=device) for role, shape in few.items()}
+        return tuple(quantizer.dequantize(target.decode(context, parts)).shape)
+
+    # the first arithmetic on meta tensors imports much (71 MiB): a run of rows usually tells
     for quantizer in readers(registry, stored):
         try:
-            return tuple(quantizer.dequantize(target.decode(context, parts)).shape)
+            block = target.row_block
+            if block and len(codes.shape) == 2:
+                shape = decoded(quantizer, block)
+                if shape[0] == min(codes.shape[0], block):
+                    return codes.shape[0], *shape[1:]
+            return decoded(quantizer, None)
         except Exception:  # a third party's code may fail without data; the shape of the codes must do then
             continue
     return codes.shape

@@ -160,9 +160,9 @@ def outputs_apart(outputs: Sequence[OutputPlan]) -> Iterator[str]:
     """Two outputs of one plan must not lie in one folder, nor one inside the other."""
     for number, one in enumerate(outputs):
         for other in outputs[:number]:
-            paths = one.path.resolve(), other.path.resolve()
-            if paths[0] == paths[1] or paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0]):
-                yield f"{shown(one.path)} and {shown(other.path)}: two outputs must not share a folder"
+            first, second = one.destination, other.destination
+            if first.is_within(second) or second.is_within(first):
+                yield f"{shown(first)} and {shown(second)}: two outputs must not share a folder"
 
 
 def _some(names: Sequence[str]) -> list[str]:

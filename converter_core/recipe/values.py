@@ -78,12 +78,16 @@ class QuantizationSection:
 
 @dataclass(frozen=True)
 class OutputSection:
-    """Where the result goes. ``path`` is a directory; ``name`` None: ``{model}_{method}``."""
+    """Where the result goes. ``path`` is a folder, or the URL of one; ``name`` None: ``{model}_{method}``.
+
+    state_folder: on this machine, for what of an output on a URL is not sent yet; None: of the user.
+    """
 
     path: str = field(metadata={"read": folder})
     name: str | None = field(default=None, metadata={"read": stem})
     copy_metadata: bool = False
     overwrite: bool = False
+    state_folder: str | None = field(default=None, metadata={"read": folder})
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,11 @@ def scheme_of(text: str) -> str:
     return found[1].lower() if found else ""
 
 
+def within(folder: str, *names: str) -> str:
+    """The path or URL of what lies in a folder, as it would be typed."""
+    return "/".join((folder.rstrip("/"), *names)) if scheme_of(folder) else str(Path(folder, *names))
+
+
 def locate(where: str | os.PathLike[str], storages: Catalogue[Storage]) -> Location:
     """Whose scheme a URL has. CheckpointError if no storage has it."""
     text = os.fspath(where)

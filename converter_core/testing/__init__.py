@@ -19,6 +19,7 @@ from .models import ModelConformance
 from .quantizers import QuantizerConformance
 from .storages import StorageConformance
 from .targets import TargetConformance
+from .writers import WriterConformance
 
 __all__ = [
     "ContainerConformance",
@@ -28,4 +29,5 @@ __all__ = [
     "QuantizerConformance",
     "StorageConformance",
     "TargetConformance",
+    "WriterConformance",
 ]

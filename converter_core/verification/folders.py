@@ -9,10 +9,10 @@ from typing import Any
 
 from ..checkpoint.roots import DEPTH, components_of
 from ..containers.find import has_suffix
-from ..errors import VerificationError, shown
+from ..errors import CheckpointError, VerificationError, shown
 from ..output.manifest import SUFFIX
 from ..plugins.registry import Registry
-from ..storage.location import locate
+from ..storage.location import Location, locate
 
 
 def outputs_in(output: str, registry: Registry) -> list[str]:
@@ -20,10 +20,13 @@ def outputs_in(output: str, registry: Registry) -> list[str]:
 
     ``output`` itself where it is a file, holds files of an output, or has no sub-folder that does.
     """
-    path = locate(output, registry.storages).path
-    if path is None or not path.is_dir():
-        return [output]
+    location = locate(output, registry.storages)
+    path = location.path
     suffixes = (SUFFIX, *(suffix for cls in registry.containers.classes.values() for suffix in cls.suffixes))
+    if path is None:
+        return [str(folder) for folder in _holders_elsewhere(location, suffixes, DEPTH)] or [output]
+    if not path.is_dir():
+        return [output]
     return [str(folder) for folder in _holders(path, suffixes, DEPTH)] or [output]
 
 
@@ -39,6 +42,20 @@ def _holders(folder: Path, suffixes: tuple[str, ...], depth: int) -> Iterator[Pa
         for entry in entries:
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
                 yield from _holders(Path(entry.path), suffixes, depth - 1)
+
+
+def _holders_elsewhere(folder: Location, suffixes: tuple[str, ...], depth: int) -> Iterator[Location]:
+    """The same of a URL; none of what cannot be listed."""
+    try:
+        entries = folder.entries() or ()
+    except CheckpointError:
+        return
+    if any(has_suffix(entry.name, suffixes) and not entry.is_folder for entry in entries):
+        yield folder
+    elif depth:
+        for entry in entries:
+            if entry.is_folder and not entry.name.startswith("."):
+                yield from _holders_elsewhere(folder / entry.name, suffixes, depth - 1)
 
 
 def source_in(against: str | os.PathLike[str], recipe: Mapping[str, Any], registry: Registry) -> str | os.PathLike[str]:

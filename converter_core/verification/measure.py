@@ -14,6 +14,7 @@ from ..api.values import Stored, TensorRef, TensorSpec, WeightInfo
 from ..engine.memory import Budget
 from ..errors import Refused
 from ..planning.decode import Decoded, Slicer, Slices, decode, filled, read_slab
+from ..planning.exact_numbers import NO_NUMBERS, Numbers, exactly
 from .error_stats import ErrorStats
 from .files import Reading
 from .held_out import HeldOut, OutputError
@@ -107,7 +108,8 @@ class Measure:
         alike = dressed is not None and dressed.name == self._target.name
         alike = alike and stored is not None and dict(stored.keys) == dict(weight.stored.keys)
         if stored is not None and dressed is not None and not alike:
-            return self._same_when_decoded(weight, specs, reading, stored, dressed)
+            told = self._source.numbers(info) if info is not None else NO_NUMBERS
+            return self._same_when_decoded(weight, specs, reading, stored, dressed, told)
         for role, key in weight.stored.keys.items():
             if key not in self._source.checkpoint.tensors:
                 return f"{key} is not in the source"
@@ -117,7 +119,13 @@ class Measure:
         return ""
 
     def _same_when_decoded(
-        self, weight: Weight, specs: dict[str, TensorSpec], reading: Reading, before: Stored, dressed: Target
+        self,
+        weight: Weight,
+        specs: dict[str, TensorSpec],
+        reading: Reading,
+        before: Stored,
+        dressed: Target,
+        told: Numbers,
     ) -> str:
         """Why the canonical parts of a weight are not those of its source, in another target's dress."""
         assert self._source is not None
@@ -125,13 +133,16 @@ class Measure:
         sizes = {role: checkpoint.tensors[key] for role, key in before.keys.items()}
         with self._budget.take(3 * sum(one.nbytes for one in (*sizes.values(), *specs.values()))):
             ours, theirs = (
-                target.decode(
-                    WeightContext(WeightInfo("weight", {}), "weight", spec, stored.format),
-                    {role: filled(read, key, known[role], 0) for role, key in stored.keys.items()},
+                exactly(
+                    target.decode(
+                        WeightContext(WeightInfo("weight", {}), "weight", spec, stored.format),
+                        {role: filled(read, key, known[role], 0) for role, key in stored.keys.items()},
+                    ),
+                    numbers.canonical,
                 )
-                for target, stored, read, known in (
-                    (self._target, weight.stored, reading, specs),
-                    (dressed, before, checkpoint.read, sizes),
+                for target, stored, read, known, numbers in (
+                    (self._target, weight.stored, reading, specs, weight.numbers),
+                    (dressed, before, checkpoint.read, sizes, told),
                 )
             )
         if ours.keys() != theirs.keys():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ from ..checkpoint.inventory import inventory
 from ..errors import ConverterError, RecipeError, Refused, VerificationError, shown
 from ..planning import provenance, transcode
 from ..planning.dequantize import DEQUANTIZED, Dequantized
+from ..planning.exact_numbers import NO_NUMBERS, Numbers
+from ..planning.exact_numbers import read as read_numbers
 from ..planning.loras import NO_LORAS, Loras, plan_loras
 from ..planning.planner import config_beside, source_tensors
 from ..planning.stores import Stores
@@ -34,11 +36,12 @@ from .source import Source
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight of the output. spec: before quantization, if the manifest tells."""
+    """One weight of the output. spec: before quantization, if the manifest tells. numbers: as the header has them."""
 
     name: str
     stored: Stored
     spec: TensorSpec | None
+    numbers: Numbers = NO_NUMBERS
 
     @property
     def key(self) -> str:
@@ -84,6 +87,8 @@ class OpenedOutput:
             self.weights += [
                 Weight(key, Stored(UNQUANTIZED, {"weight": key}), None) for key in output.weight_map if key not in parts
             ]
+        told = {name: one for file in output.files.values() for name, one in read_numbers(file.metadata).items()}
+        self.weights = [replace(one, numbers=told.get(one.name, NO_NUMBERS)) for one in self.weights]
         self.adapter = self._adapter()
 
     def _recognise(self) -> tuple[Target, Mapping[str, Stored]]:

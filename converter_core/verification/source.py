@@ -16,6 +16,7 @@ from ..engine.merging import Merger
 from ..engine.reading import Reader
 from ..planning.decode import Read
 from ..planning.encoding import Encoding
+from ..planning.exact_numbers import NO_NUMBERS, Numbers
 from ..planning.jobs import bind, joined_spec
 from ..planning.loras import NO_LORAS, Loras
 from ..planning.output_schema import common_row_block
@@ -78,6 +79,10 @@ class Source:
     def stored(self, info: WeightInfo) -> Stored | None:
         """Of a weight that is quantized already."""
         return self.quantized.of(info) if self.quantized is not None else None
+
+    def numbers(self, info: WeightInfo) -> Numbers:
+        """What it tells of the single numbers of a weight that is quantized already."""
+        return self.quantized.numbers_of(info) if self.quantized is not None else NO_NUMBERS
 
     def rows(self, info: WeightInfo, start: int, stop: int, of: int) -> Tensor:
         """Rows of the assembled weight, which has ``of``; of one without rows, all of it."""

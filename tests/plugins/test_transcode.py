@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import converter_core
@@ -68,6 +69,34 @@ def test_it_is_what_a_conversion_from_the_original_gives(method: str, source: Pa
     assert equal(transcoded, convert(source, tmp_path / "other", method, "comfyui", options=options))
     (path,) = (tmp_path / "one").glob("*.safetensors")
     assert len(reader.load(path).layers) == 10
+
+
+def test_numbers_that_the_other_dress_cannot_hold_come_back(source: Path, tmp_path: Path) -> None:
+    """Of float32 global scales that others write 1 in 6 is lost in 1 / (1 / G); of ComfyUI's 1 in 6 is no 1 / G."""
+    lost = {"lightx2v": ("_global_scale", 900.1), "comfyui": ("_scale_2", 1.8e-3)}
+    for first, other in (("lightx2v", "comfyui"), ("comfyui", "lightx2v")):
+        suffix, value = lost[first]
+        number = torch.tensor(value)
+        while 1 / (1 / number) == number:
+            number.view(torch.int32).add_(1)
+        folder = tmp_path / first
+        tensors = convert(source, folder, "nvfp4", first)
+        (file,) = folder.glob("*.safetensors")
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        name = f"blocks.0.ffn.0.weight{suffix}"
+        tensors[name] = number
+        foreign = tmp_path / f"foreign-{first}"
+        foreign.mkdir()
+        save_file(tensors, foreign / "model.safetensors", metadata)
+        there, third = tmp_path / f"there-{first}", tmp_path / f"third-{first}"
+        convert(foreign, there, "none", other)
+        convert(there, third, "none", "plain")
+        for last in (there, third):
+            back = tmp_path / f"back-{last.name}"
+            assert equal(tensors, convert(last, back, "none", first)), (first, last.name)
+            assert converter_core.verify(back, last).ok
+            assert converter_core.verify(last, foreign).ok
 
 
 def test_scales_in_full_float32_are_not_rounded_silently(source: Path, tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from converter_core.testing import StorageConformance
+from converter_core.testing import StorageConformance, WriterConformance
 from converter_plugins.storages import object_store
 from converter_plugins.storages.local import Local
 from converter_plugins.storages.object_store import ObjectStore
 
+from .conftest import Whole
+from .s3 import S3
 from .server import served
 
 
@@ -72,3 +74,23 @@ class TestBucket(StorageConformance):
 
     def put(self, files: Mapping[str, bytes]) -> str:
         return f"s3://bucket/{written(self.folder, files).name}"
+
+
+class TestS3Writer(WriterConformance):
+    storage = ObjectStore()
+
+    @pytest.fixture(autouse=True)
+    def _url(self, s3: S3, url: str) -> None:
+        self.url = url
+
+    def folder(self) -> str:
+        return self.url
+
+
+class TestObstoreWriter(TestS3Writer):
+    """As Google Cloud and Azure are written; over the protocol of S3, because that is what moto speaks."""
+
+    storage = Whole()
+
+    def folder(self) -> str:
+        return self.url.replace("s3://", "whole://")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,8 +153,14 @@ def test_an_output_that_lies_elsewhere(server: Served, source: Path) -> None:
 def test_an_unknown_scheme_and_an_output_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(ConverterError, match="unknown scheme 'htps'; did you mean 'https'"):
         open_checkpoint("htps://bucket/x.safetensors")
-    with pytest.raises(ConverterError, match=r"output\.path: must be a folder on this machine"):
-        converter_core.make_plan(recipe(str(tmp_path), "s3://bucket/out"))  # type: ignore[arg-type]
+    for url, words in {
+        "hf://org/repo/out": "the hub is only read from; convert into a folder .* then: hf upload",
+        "https://example.org/out": "a web server is only read from; convert into a folder",
+        "s3://": "must be s3://BUCKET/FOLDER",
+        "s3://bucket/out?versionId=1": "must be s3://BUCKET/FOLDER",
+    }.items():
+        with pytest.raises(ConverterError, match=rf"output\.path: {re.escape(url)}: {words}"):
+            converter_core.make_plan(recipe(str(tmp_path), url))  # type: ignore[arg-type]
 
 
 def test_a_file_url_is_a_path(source: Path) -> None:
@@ -197,12 +204,76 @@ def test_a_conversion_from_the_hub(server: Served, source: Path, tmp_path: Path)
     assert not list((tmp_path / "home").rglob("*.safetensors"))
 
 
+def test_a_run_goes_on_from_elsewhere(
+    server: Served, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun with files on the disk, and finished with the same files at a URL: they are compared by checksums."""
+    from converter_core.output.journal import Journal
+
+    real, done = Journal.done, []
+
+    def stop(self: Journal, weight: str, crc32: Any, sums: str) -> None:
+        if len(done) == 20:
+            raise KeyboardInterrupt
+        real(self, weight, crc32, sums)
+        done.append(weight)
+
+    asked = recipe(str(source / "wan"), tmp_path / "remote")
+    asked["performance"]["num_workers"] = 1
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Journal, "done", stop)
+        converter_core.convert(asked)
+    asked["source"]["path"] = f"{server.url}/wan/{INDEX}"
+    assert converter_core.convert(asked).resumed["tensors"] == 20
+    converter_core.convert(recipe(str(source / "wan"), tmp_path / "local"))
+    assert weights(tmp_path / "remote") == weights(tmp_path / "local")
+    fingerprints = {json.loads(path.read_text())["fingerprint"] for path in tmp_path.glob("*/wan.manifest.json")}
+    assert len(fingerprints) == 1
+
+
+OFFLINE = """
+import json, sys
+import converter_core
+recipe = json.loads(sys.argv[1])
+print(json.dumps([converter_core.convert(recipe).outputs[0].status]))
+for url in ("hf://org/repo/none", "hf://org/other", "hf://org/repo@v2/wan"):
+    try:
+        converter_core.inspect(url)
+    except converter_core.CheckpointError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_offline_the_cache_is_all_there_is(source: Path, tmp_path: Path) -> None:
+    """No server answers here."""
+    home, commit = tmp_path / "home", "c0ffee" + "0" * 34
+    repo = home / "hub/models--org--repo"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs/main").write_text(commit)
+    (repo / "snapshots" / commit).mkdir(parents=True)
+    (repo / "snapshots" / commit / "wan").symlink_to(source / "wan")
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    asked = json.dumps(recipe("hf://org/repo/wan", tmp_path / "offline"))
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, asked], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    told, *refused = map(json.loads, done.stdout.splitlines())
+    assert told == ["done"]
+    assert len(refused) == 3
+    assert all("is not in the cache of the hub, and HF_HUB_OFFLINE is set" in one for one in refused)
+    converter_core.convert(recipe(str(source / "wan"), tmp_path / "local"))
+    assert weights(tmp_path / "offline") == weights(tmp_path / "local")
+
+
 def test_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"needs the package obstore; install it with: .*object-store"):
         open_checkpoint("https://example.org/x.safetensors")
+    with pytest.raises(ConverterError, match=r"output\.path: s3://.* needs the packages obstore and boto3; install it"):
+        converter_core.make_plan(recipe("x", "s3://bucket/out"))  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"needs the package huggingface_hub; .*model-converter\[hub\]"):
         open_checkpoint("hf://org/repo/x.safetensors")
 

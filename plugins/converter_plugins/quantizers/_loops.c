@@ -404,6 +404,45 @@ LOOP best_steps(const void *x, int dtype, size_t blocks, const float *bins_per_u
     FOR_DTYPE(dtype, best_steps_of(x, D, blocks, bins_per_unit, shift, allowed, table, last, out))
 }
 
+INLINE float e4m3_divisor(uint32_t code) { return as_float(code << 20) * 0x1p120f + (code == 0); }
+
+INLINE void nvfp4_scales_of(const void *x, int dtype, size_t blocks, float whole, const int8_t *steps,
+                            const uint8_t *allowed, const float *table, int32_t last, float bins_per_step,
+                            uint8_t *codes, float *per_step)
+{
+    float most[RUN / 16], bins_per_unit[RUN / 16], shift[RUN / 16];
+    uint8_t open[RUN / 16], best[RUN / 16];
+    for (size_t first = 0; first < blocks; first += RUN / 16) {
+        size_t count = blocks - first < RUN / 16 ? blocks - first : RUN / 16;
+        const void *p = from(x, dtype, first * 16);
+        uint8_t *code = codes + first;
+        absmax_of(p, dtype, count, 16, most);
+        for (size_t i = 0; i < count; i++)
+            code[i] = (uint8_t)e4m3_code(most[i] * 0x1.555556p-3f * whole);
+        if (steps) {
+            for (size_t i = 0; i < count; i++) {
+                bins_per_unit[i] = whole * (1 / e4m3_divisor(code[i])) * bins_per_step;
+                shift[i] = (float)((int32_t)(code[i] & 7) * ((last + 1) / 8));
+                open[i] = allowed[code[i]];
+            }
+            best_steps_of(p, dtype, count, bins_per_unit, shift, open, table, last, best);
+            for (size_t i = 0; i < count; i++)
+                code[i] = (uint8_t)(code[i] + steps[best[i]]);
+        }
+        for (size_t i = 0; i < count; i++)
+            per_step[first + i] = whole * (1 / e4m3_divisor(code[i]));
+    }
+}
+
+/* The scale of each block of 16, an E4M3 code, and how many steps of it make one. steps: of the columns of `table`, as
+ * in `best_steps`; NULL: the code of absmax / 6. allowed: columns that may be taken, for each code. */
+LOOP nvfp4_scales(const void *x, int dtype, size_t blocks, const float *whole, const int8_t *steps,
+                  const uint8_t *allowed, const float *table, int32_t last, float bins_per_step, uint8_t *codes,
+                  float *per_step)
+{
+    FOR_DTYPE(dtype, nvfp4_scales_of(x, D, blocks, *whole, steps, allowed, table, last, bins_per_step, codes, per_step))
+}
+
 INLINE void shared_best_steps_of(const void *x, int dtype, size_t blocks, const float *bins_per_unit,
                                  const float *shift, const uint8_t *allowed, const float *table, int32_t last,
                                  const float *shares, size_t row_blocks, uint8_t *out)

@@ -29,6 +29,10 @@ _library = load_kernels(
     floor_is_better=(*_WEIGHT, _POINTER, _POINTER),
     shared_floor_is_better=(*_WEIGHT, _POINTER, _POINTER, _SIZE, _POINTER),
     best_steps=(*_WEIGHT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
+    nvfp4_scales=(
+        *(*_WEIGHT, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
+        *(ctypes.c_float, _POINTER, _POINTER),
+    ),
     feed=(
         *(_INT, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, _SIZE),
         *(_POINTER, _SIZE, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER),
@@ -121,6 +125,21 @@ def best_steps(
     return out
 
 
+def nvfp4_scales(
+    weight: Tensor, whole: Tensor, search: tuple[Tensor, Tensor, Tensor, float] | None
+) -> tuple[Tensor, Tensor]:
+    """E4M3 codes of blocks of 16, uint8 [O, I / 16], and steps per unit, float32.
+
+    search: steps, allowed ones by code, table, bins per step; None: the codes of absmax / 6.
+    """
+    shape = weight.shape[0], weight.shape[1] // 16
+    codes, per_step = torch.empty(shape, dtype=torch.uint8), torch.empty(shape)
+    steps, allowed, table, bins = search or (None, None, None, 0.0)
+    last = 0 if table is None else table.shape[0] - 1
+    _call("nvfp4_scales", weight, codes.numel(), whole, steps, allowed, table, last, bins, codes, per_step)
+    return codes, per_step
+
+
 def feed(
     kind: int, weight: Tensor, target: Tensor, factor: Tensor, unit: Tensor, errors: Tensor, values: Tensor
 ) -> None:
@@ -152,7 +171,7 @@ def _by_code(name: str, codes: Tensor, scale: Tensor) -> Tensor:
     return out
 
 
-def _call(name: str, weight: Tensor, count: int, *arguments: Tensor | int | None) -> None:
+def _call(name: str, weight: Tensor, count: int, *arguments: Tensor | float | None) -> None:
     kept = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]  # what is to be filled is so already
     pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in kept]
     getattr(_library, name)(weight.data_ptr(), KERNEL_DTYPES[weight.dtype], count, *pointers)

@@ -50,6 +50,21 @@ def divisors(codes: Tensor) -> Tensor:
     return (codes << 20).view(torch.float32).mul_(2.0**120).add_((codes == 0).float())
 
 
+def compiled(weight: Tensor, whole: Tensor, rule: str) -> tuple[Tensor, Tensor] | None:
+    """Codes, E4M3 [O, I / 16], and ``whole`` over their values, in one pass; None where only torch can."""
+    if not _loops.suit(weight) or rule not in ("absmax", "mse"):
+        return None
+    device = weight.device
+    search = _steps(device), _allowed(device), _changes(device), float(BINS_PER_STEP)
+    codes, per_step = _loops.nvfp4_scales(weight, whole, search if rule == "mse" else None)
+    return codes.view(torch.float8_e4m3fn), per_step
+
+
+@cache
+def _steps(device: torch.device) -> Tensor:
+    return torch.tensor(STEPS, dtype=torch.int8, device=device)
+
+
 def better_codes(
     weight: Tensor, first: Tensor, global_scale: Tensor, over_four: Tensor | None = None, shares: Tensor | None = None
 ) -> Tensor:

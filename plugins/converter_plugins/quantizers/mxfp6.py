@@ -91,10 +91,15 @@ def _packed(blocks: Tensor, inv_scale: Tensor) -> Tensor:
 def _unpacked(parts: Parts, of_code: tuple[float, ...]) -> Tensor:
     """What the codes stand for by a table of 64, times their scales, float32 [O, I]."""
     packed, scale = parts["weight"], parts["scale"]
-    one, two, three = packed.reshape(packed.shape[0], -1, 3).to(torch.int32).unbind(-1)
-    codes = torch.stack([one, one >> 6 | two << 2, two >> 4 | three << 4, three >> 2], -1).bitwise_and_(63)
-    values = torch.tensor(of_code, device=packed.device).index_select(0, codes.view(-1))
-    return values.view(*scale.shape, WIDTH).mul_(_e8m0.power(scale).unsqueeze(-1)).view(packed.shape[0], -1)
+    table = torch.tensor(of_code, device=packed.device)
+
+    def unpacked(rows: Tensor, scale: Tensor) -> Tensor:
+        one, two, three = rows.reshape(rows.shape[0], -1, 3).to(torch.int32).unbind(-1)
+        codes = torch.stack([one, one >> 6 | two << 2, two >> 4 | three << 4, three >> 2], -1).bitwise_and_(63)
+        values = table.index_select(0, codes.view(-1)).view(*scale.shape, WIDTH)
+        return values.mul_(_e8m0.power(scale).unsqueeze(-1)).view(rows.shape[0], -1)
+
+    return by_pieces(unpacked, packed, scale)
 
 
 @hookimpl

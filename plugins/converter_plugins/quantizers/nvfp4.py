@@ -16,7 +16,7 @@ from ._calibration import ActivationScaled
 from ._fp4 import BF16_MAX, SIXTH, as_kernel_reads, decode, encode, encode_as_kernel, nearest, steps
 from ._gptq import TO_E2M1, fitted
 from ._importance import of_blocks, shares_of
-from ._nvfp4_scales import better_codes, block_codes, divisors
+from ._nvfp4_scales import better_codes, block_codes, compiled, divisors
 from ._reference import Numerics, Reference
 
 if TYPE_CHECKING:
@@ -105,17 +105,22 @@ class Nvfp4(Reference, ActivationScaled, Quantizer):
         if self.is_reference:
             weight, rule = as_kernel_reads(weight), "absmax"
         global_scale = _reference_global(amax) if self.is_reference else _global(amax)
-        block_amax = absmax(weight, WIDTH).view(weight.shape[0], -1)
-        exact = block_amax.mul_(SIXTH).mul_(global_scale)
+        scale, inv_scale = compiled(weight, global_scale, rule) or self._scales(weight, global_scale, rule, mean_square)
+        codes = encode_as_kernel(weight, inv_scale) if self.is_reference else encode(weight, inv_scale)
+        parts = {"weight": codes, "scale": scale, "global_scale": global_scale}
+        return parts if input_absmax is None else {**parts, "input_absmax": input_absmax}
+
+    def _scales(
+        self, weight: Tensor, global_scale: Tensor, rule: str, mean_square: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """E4M3 scales, and what each block is multiplied by."""
+        exact = absmax(weight, WIDTH).view(weight.shape[0], -1).mul_(SIXTH).mul_(global_scale)
         scale = block_codes(exact)
         if rule != "absmax":
             over_four = block_codes(exact.mul_(1.5)) if rule == "four_over_six" else None
             scale = better_codes(weight, scale, global_scale, over_four, of_blocks(shares_of(mean_square), WIDTH))
         inv_scale = global_scale * divisors(scale).reciprocal_()
-        codes = encode_as_kernel(weight, inv_scale) if self.is_reference else encode(weight, inv_scale)
-        stored = scale.to(torch.uint8).view(torch.float8_e4m3fn)
-        parts = {"weight": codes, "scale": stored, "global_scale": global_scale}
-        return parts if input_absmax is None else {**parts, "input_absmax": input_absmax}
+        return scale.to(torch.uint8).view(torch.float8_e4m3fn), inv_scale
 
     def dequantize(self, parts: Parts, /) -> Tensor:
         return _scaled(decode(parts["weight"]), decode_e4m3(parts["scale"]), parts["global_scale"])

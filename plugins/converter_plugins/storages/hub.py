@@ -9,9 +9,21 @@ import re
 import threading
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from converter_core.api import ByteSource, CheckpointError, Entry, LocalFile, RemoteFile, Storage, hookimpl, shown
+from converter_core.api import (
+    ByteSource,
+    CheckpointError,
+    Entry,
+    LocalFile,
+    Refused,
+    RemoteFile,
+    Storage,
+    Writer,
+    hookimpl,
+    shown,
+)
 
 INSTALL = 'install it with: pip install "model-converter[hub]"'
 _URL = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.*?))?/?")
@@ -29,10 +41,14 @@ class Hub(Storage):
     def open(self, url: str, /) -> ByteSource:
         at = _At(url)
         cached = at.cached
+        if cached is None and at.is_offline:
+            raise CheckpointError(_not_cached(url))
         return LocalFile(cached) if cached else _File(at)
 
     def entries(self, url: str, /) -> Sequence[Entry] | None:
         at = _At(url)
+        if at.is_offline:
+            return _entries_of(at.snapshot / at.path, url)
         try:
             if not at.fs.isdir(at.full):
                 at.fs.info(at.full)
@@ -42,6 +58,11 @@ class Hub(Storage):
             raise CheckpointError(_words(url, error)) from None
         found = (Entry(one["name"].rpartition("/")[2], one["type"] == "directory") for one in listed)
         return sorted(found, key=lambda entry: entry.name)
+
+    def writer(self, url: str, /) -> Writer:
+        raise Refused(
+            "the hub is only read from; convert into a folder on this machine, then: hf upload ORG/REPO FOLDER"
+        )
 
 
 class _At:
@@ -62,9 +83,39 @@ class _At:
             raise CheckpointError(f"{shown(self.url)}: needs the package huggingface_hub; {INSTALL}") from None
         return HfFileSystem()
 
+    @property
+    def is_offline(self) -> bool:
+        """By HF_HUB_OFFLINE: what the cache has is all that there is."""
+        _ = self.fs
+        from huggingface_hub import constants
+
+        return bool(constants.HF_HUB_OFFLINE)
+
+    @property
+    def snapshot(self) -> Path:
+        """Where the cache has the files of this commit."""
+        return self._cache / "snapshots" / self.commit
+
+    @property
+    def _cache(self) -> Path:
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
+
+    def _cached_commit(self) -> str:
+        """What the revision meant when it was last asked for."""
+        for there in (self._cache / "snapshots" / self.revision, self._cache / "refs" / self.revision):
+            if there.is_dir():
+                return self.revision
+            if there.is_file():
+                return there.read_text().strip()
+        raise CheckpointError(_not_cached(self.url))
+
     @cached_property
     def commit(self) -> str:
         """All files of one conversion are of one commit, also when somebody pushes meanwhile."""
+        if self.is_offline:
+            return self._cached_commit()
         from huggingface_hub import HfApi
 
         with _lock:
@@ -115,6 +166,19 @@ class _File(RemoteFile):
             return bytes(self._at.fs.cat_file(self._at.full, start=at, end=at + nbytes, cache_type="none"))
         except Exception as error:
             raise _raised(self.name, error) from None
+
+
+def _entries_of(path: Path, url: str) -> list[Entry] | None:
+    """Of the cache."""
+    if not path.exists():
+        raise CheckpointError(_not_cached(url))
+    if not path.is_dir():
+        return None
+    return sorted((Entry(one.name, one.is_dir()) for one in path.iterdir()), key=lambda entry: entry.name)
+
+
+def _not_cached(url: str) -> str:
+    return f"{shown(url)}: is not in the cache of the hub, and HF_HUB_OFFLINE is set; unset it, or download it before"
 
 
 def _raised(url: str, error: Exception) -> Exception:

@@ -1,17 +1,21 @@
 """Files behind https://, and in buckets of S3, Google Cloud and Azure, read by the ``obstore`` package.
 
 obstore is a thin layer over the Rust crate ``object_store``: no Python in the way of the bytes, connections kept, the
-same credentials and variables (``AWS_*``, ``GOOGLE_*``, ``AZURE_*``) as the vendors' own tools.
+same credentials and variables (``AWS_*``, ``GOOGLE_*``, ``AZURE_*``) as the vendors' own tools. S3 is written by boto3.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from converter_core.api import ByteSource, CheckpointError, Entry, RemoteFile, Storage, hookimpl, shown
+from converter_core.api import ByteSource, CheckpointError, Entry, Refused, RemoteFile, Storage, Writer, hookimpl, shown
+
+from ._obstore_writer import ObstoreWriter
+from ._s3_writer import S3Writer
 
 INSTALL = 'install it with: pip install "model-converter[object-store]"'
 WEB = ("https", "http")
@@ -21,7 +25,8 @@ _lock = threading.Lock()
 
 
 class ObjectStore(Storage):
-    """https://, s3://bucket/, gs://bucket/ and az://container/ by range requests (extra: object-store)."""
+    """https://, s3://bucket/, gs://bucket/ and az://container/ by range requests; buckets are written too
+    (extra: object-store)."""
 
     name = "object_store"
     schemes = (*WEB, "s3", "gs", "az")
@@ -60,6 +65,21 @@ class ObjectStore(Storage):
             raise CheckpointError(f"{shown(url)}: there is nothing of that name")
         return sorted(found, key=lambda entry: entry.name)
 
+    def writer(self, url: str, /) -> Writer:
+        parts = urlsplit(url)
+        scheme = parts.scheme.lower()
+        if scheme in WEB:
+            raise Refused(
+                "a web server is only read from; convert into a folder on this machine, or write to s3://, gs:// or "
+                "az://"
+            )
+        if parts.query or parts.fragment or not parts.netloc:
+            raise Refused(f"must be {scheme}://BUCKET/FOLDER, without ? and #")
+        package = "boto3" if scheme == "s3" else "obstore"
+        if any(find_spec(name) is None for name in ("obstore", package)):
+            raise Refused(f"needs the packages obstore and {package}; {INSTALL}")
+        return S3Writer() if scheme == "s3" else ObstoreWriter(_store)
+
 
 class _File(RemoteFile):
     def __init__(self, url: str, store: Any, path: str) -> None:
@@ -95,9 +115,9 @@ def _store(url: str) -> tuple[Any, str]:
     except ImportError:
         raise CheckpointError(f"{shown(url)}: needs the package obstore; {INSTALL}") from None
     parts = urlsplit(url)
-    if parts.query:
+    if parts.query or parts.fragment:
         raise CheckpointError(
-            f"{shown(url)}: what follows the ? cannot be sent; give the plain URL, or download the file"
+            f"{shown(url)}: what follows the ? or # cannot be sent; give the plain URL, or download the file"
         )
     root = urlunsplit(parts._replace(path="", query="", fragment=""))
     path = parts.path.strip("/")

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from converter_core.api import UNQUANTIZED, PlannedWeight, QuantFormat, Refused
+from converter_core.api import UNQUANTIZED, PlannedWeight, QuantFormat
 
 _BFLOAT16 = {"_type": "torch.dtype", "_data": "bfloat16"}
 _PER_ROW = {"_type": "PerRow", "_data": {"dim": -1}}
@@ -79,8 +79,6 @@ def recipe(format: QuantFormat, activations: str) -> Mapping[str, Any]:
                 "weight_only_decode": False,
             },
         }
-    if activations == "dynamic":
-        raise Refused("activations: dynamic is written for int8 only; nothing here can test it for fp8")
     if format.element == "int8":
         return {
             "_type": "Int8WeightOnlyConfig",

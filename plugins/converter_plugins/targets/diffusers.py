@@ -97,6 +97,8 @@ class Diffusers(Target):
             raise Refused(f"is {format}, but target.options.style is unquantized; leave style out, or use method none")
         if style == "bfl" and format.element != FP8.element:
             raise Refused(f"is {format}, but style bfl holds fp8 only; use style sdnq, or method fp8")
+        if self.activations == "dynamic" and format.element == FP8.element:
+            raise Refused("activations: dynamic is written for int8 only; nothing here can test it for fp8")
         parts = in_float32(parts)
         check_rows("diffusers", format, parts)
         return {**parts, "scale": parts["scale"].reshape(-1)} if style == "bfl" else parts

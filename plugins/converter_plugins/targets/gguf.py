@@ -30,8 +30,14 @@ from ._gguf_formats import FORMATS, file_type
 if TYPE_CHECKING:
     from converter_core.api import Parts
 
-ARCHITECTURES: Mapping[str, str] = {"wan_dit": "wan", "qwen_image_dit": "qwen_image"}
-"""Model adapter -> ``general.architecture``, by which readers choose their model (ComfyUI-GGUF's ``IMG_ARCH_LIST``)."""
+ARCHITECTURES: Mapping[str, str] = {"wan_dit": "wan", "qwen_image_dit": "qwen_image", "ltx2_dit": "ltxv"}
+"""Model adapter -> ``general.architecture``, where readers know the names of its tensors."""
+
+KNOWN = (
+    *("flux", "sd1", "sdxl", "sd3", "aura", "hidream", "cosmos", "ltxv", "hyvid", "wan", "lumina2", "qwen_image"),
+    *("t5", "t5encoder", "llama", "qwen2vl", "qwen3", "qwen3vl"),
+)
+"""What ComfyUI-GGUF takes (``IMG_ARCH_LIST`` and ``TXT_ARCH_LIST`` of its ``loader.py``, commit 795e4515)."""
 
 LONGEST_NAME = 127
 """Bytes of a tensor's name (``GGML_MAX_NAME`` of the readers, less the zero at its end)."""
@@ -93,7 +99,8 @@ class Gguf(Target):
         if model.name and not (self.architecture or model.name in ARCHITECTURES):
             yield (
                 f"GGUF readers choose their model by general.architecture, and for {model.name} none is known here; "
-                "set target.options.architecture to what the reader expects (it may expect other names of tensors, too)"
+                "set target.options.architecture to what the reader expects, and mind that it may expect other names "
+                f"of tensors, too (ComfyUI-GGUF knows {', '.join(KNOWN)})"
             )
         for weight in weights:
             if len(weight.name.encode()) > LONGEST_NAME:
@@ -111,6 +118,8 @@ class Gguf(Target):
         )
 
     def notes(self, weights: Mapping[str, Stored], /) -> Iterable[str]:
+        if self.architecture and self.architecture not in KNOWN:
+            yield f"ComfyUI-GGUF refuses the architecture {self.architecture}; it knows {', '.join(KNOWN)}"
         yield (
             "LightX2V reads GGUF files only if all that is not quantized is F16: set target.dtype: float16, and run it "
             "with DTYPE=FP16"
