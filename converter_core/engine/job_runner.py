@@ -21,13 +21,17 @@ from .slabs import Worker
 
 @dataclass(frozen=True)
 class Made:
-    """Checksums of one job for one output. crc32: of what was written, by key. source: of what was read for it."""
+    """One job for one output. crc32: of what was written, by key. source: checksum of what was read for it.
+
+    counts: what the quantizer counted.
+    """
 
     crc32: Mapping[str, int]
     source: str
+    counts: Mapping[str, int]
 
 
-Checksums = Mapping[int, Made]
+MadeOf = Mapping[int, Made]
 """By the number of the output."""
 
 
@@ -62,7 +66,7 @@ class JobRunner:
         with torch.inference_mode(), resources.backend.stream(device) as stream:
             yield Lane(stream, self._prepared[at], resources.backend.slab_bytes(device))
 
-    def do(self, lane: Lane, job: Job, exports: Sequence[Export], advance: Callable[[int], None]) -> Checksums:
+    def do(self, lane: Lane, job: Job, exports: Sequence[Export], advance: Callable[[int], None]) -> MadeOf:
         """advance: told of source bytes between slabs, and less than nothing if some are done again; raises to stop."""
         share = self.plan.resources.share
         slab_bytes = lane.slab_bytes
@@ -91,7 +95,7 @@ class JobRunner:
 
     def _attempt(
         self, job: Job, exports: Sequence[Export], how: Cut, lane: Lane, advance: Callable[[int], None]
-    ) -> Checksums:
+    ) -> MadeOf:
         with ExitStack() as stack:
             files = {export.output: stack.enter_context(self._open(export)) for export in exports}
 
@@ -99,10 +103,13 @@ class JobRunner:
                 files[output].write(key, at, data)
 
             worker = Worker(self.plan.stores, self.plan.adapter, lane.stream, advance, lane.prepared)
-            sums = worker.run(job, exports, how, write)
+            sums, counts = worker.run(job, exports, how, write)
             for file in files.values() if self._durable else ():
                 file.settle()
-        return {export.output: Made(files[export.output].crc32, sums.of(export)) for export in exports}
+        return {
+            export.output: Made(files[export.output].crc32, sums.of(export), dict(counts[export.output]))
+            for export in exports
+        }
 
 
 @contextmanager

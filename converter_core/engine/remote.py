@@ -18,7 +18,7 @@ from ..output.staging import StagedFile
 from ..planning.jobs import Export, Job
 from ..planning.plan import Plan
 from .executor import JobWorker, WorkerLost
-from .job_runner import Checksums
+from .job_runner import MadeOf
 from .remote_worker import Failure, Order
 from .worker_pool import POLL, WorkerPool
 
@@ -121,7 +121,7 @@ class _Far:
                 if failure is not None:
                     raise failure.error()
 
-    def do(self, job: Job, exports: Sequence[Export]) -> Checksums:
+    def do(self, job: Job, exports: Sequence[Export]) -> MadeOf:
         assert self.process is not None
         number = self.run.number_of[id(job)]
         before = None if self.proven else self._here(exports)
@@ -137,7 +137,7 @@ class _Far:
         if before is not None:
             self._prove(exports, before, found)
         self.run.pool.advance(job.source_nbytes)
-        sums: Checksums = found
+        sums: MadeOf = found
         return sums
 
     def end(self) -> None:
@@ -187,7 +187,7 @@ class _Far:
                 }
         return found
 
-    def _prove(self, exports: Sequence[Export], before: Mapping[int, Mapping[str, int]], told: Checksums) -> None:
+    def _prove(self, exports: Sequence[Export], before: Mapping[int, Mapping[str, int]], told: MadeOf) -> None:
         """The first job that changes anything shows whether the worker's files are ours."""
         here = self._here(exports)
         for export in exports:

@@ -26,7 +26,7 @@ from ..planning.plan import Plan
 from ..planning.planner import make_plan
 from ..plugins.registry import load_plugins
 from ..recipe.check_performance import THREADS
-from .job_runner import Checksums, JobRunner, Lane
+from .job_runner import JobRunner, Lane, MadeOf
 from .memory import keep_freed_memory
 
 
@@ -86,7 +86,7 @@ class RemoteWorker:
             return Failure(type(error).__name__, tuple(f"node {socket.gethostname()}: {one}" for one in problems))
         return None
 
-    def do(self, number: int, outputs: Sequence[int]) -> Checksums | Failure:
+    def do(self, number: int, outputs: Sequence[int]) -> MadeOf | Failure:
         """number: of the job in the plan."""
         job = self.plan.jobs[number]
         exports = [export for export in job.exports if export.output in outputs]

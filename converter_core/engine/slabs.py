@@ -6,7 +6,8 @@ height shows in the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,10 +56,12 @@ class Worker:
         self.advance = advance
         self.prepared = prepared
 
-    def run(self, job: Job, exports: Sequence[Export], cut: Cut, write: Write) -> SourceSums:
+    def run(
+        self, job: Job, exports: Sequence[Export], cut: Cut, write: Write
+    ) -> tuple[SourceSums, Mapping[int, Counter[str]]]:
         """exports: those of the job that are to be made. Raises ConversionError naming the tensor.
 
-        What was read of the source, as checksums.
+        What was read of the source, as checksums; by the number of the output what its quantizer counted.
         """
         sums = SourceSums(self.stores, job, exports)
         source = _Rows(self, job, sums)
@@ -83,7 +86,7 @@ class Worker:
             for one in making:
                 one.parts = {}
             self.advance(job.source_nbytes * (stop - start) // max(source.rows, 1))
-        return sums
+        return sums, {one.export.output: (one.twin or one).counts for one in making}
 
 
 class _Rows:
@@ -125,7 +128,7 @@ class _Rows:
 
 
 class _Making:
-    """One export under way: what was observed, the parts of the slab so far, what is the same in every slab.
+    """One export under way: what was observed, the parts of the slab so far, what is the same in every slab, counts.
 
     twin: another that makes the same parts; they are made once and encoded by each.
     """
@@ -139,6 +142,7 @@ class _Making:
         self.observed: dict[str, Tensor] = {}
         self.parts: dict[str, Tensor] = {}
         self.once: dict[str, bytes] = {}
+        self.counts: Counter[str] = Counter()
         stream, inputs = source.worker.stream, export.inputs if twin is None else {}
         self._by_rows = {
             name: (given,) for name, given in inputs.items() if isinstance(given, BoundTensor) and given.ref.by_rows
@@ -189,13 +193,15 @@ class _Making:
         if BIAS in given:
             merged = self._bias_merger.merged(given[BIAS], first, last)
             given[BIAS] = merged.to(given[BIAS].dtype)
-        parts = dict(self.export.quantizer.quantize(as_taken(self.export.quantizer, weight), **given))
+        quantizer = self.export.quantizer
+        parts = dict(quantizer.quantize(as_taken(quantizer, weight), **given))
+        self.counts.update({name: int(parts.pop(name)) for name in quantizer.counted if name in parts})
         if BIAS in given:
             parts.setdefault(BIAS, given[BIAS])
         if (first, last) == slab:
             self.parts = parts
             return
-        fine, start = self.export.quantizer.row_block or 1, slab[0]
+        fine, start = quantizer.row_block or 1, slab[0]
         for role, part in parts.items():
             height = self._height(role)
             if not height:
