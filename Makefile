@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-soak: $(VENV)/.installed-test
+soak: $(VENV)/.installed-soak
 	$(BIN)/python -m pytest -m soak -s
 
 lint: $(VENV)/.installed-test
@@ -45,6 +45,10 @@ $(VENV)/.installed-test: $(VENV)/bin/python $(INPUTS)
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) torch -e ".[test,lint]"
 	$(BIN)/python -m pip install -q --no-deps -e examples/third_party_quantizer -e examples/third_party_target
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-soak: $(VENV)/.installed-test
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e ".[soak]"
+	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e ".[docs]"

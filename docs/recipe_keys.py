@@ -29,6 +29,7 @@ FLAGS: Mapping[str, str] = {
     "target.dtype": "--non-linear-dtype",
     "performance.parallel": "--parallel, --no-parallel",
     "performance.device": "--device",
+    "performance.executor": "--executor",
 }
 VALUES: Mapping[str, str] = {
     "source.format": "the name of a container",
@@ -42,7 +43,7 @@ VALUES: Mapping[str, str] = {
     "performance.num_workers": "a whole number from 1 to 4 x cores",
     "performance.max_memory": "a size such as 1GiB",
     "quantization.rules[].match": "a glob of at most 512 characters",
-    "performance.executor": "threads",
+    "performance.executor": "threads or ray",
 }
 TEXTS = {
     "recipe.md": (
@@ -60,6 +61,9 @@ TEXTS = {
             "`parallel: false` and more than one worker contradict each other: given in one place they are refused; "
             "otherwise a flag or `--set` wins over the file.",
             "`source.options` needs `source.type`. `options` are those of the plugin.",
+            "With `executor: ray` the workers are processes of a cluster: `num_workers` may be any number (default: as "
+            "many as the cluster has CPUs, or GPUs), `max_memory` is of each worker (default 512 MiB), and `device` is "
+            "the workers', one card each. Keys of a batch file: [many conversions](scale.md).",
             "`output.state_folder` is for an output on a URL: where parts that are not sent yet lie "
             "([Storages](storages.md)).",
             "LoRAs are merged in the order given; what `strength` and `alpha` do: [LoRA](lora.md).",
@@ -79,6 +83,9 @@ TEXTS = {
             "所有方法都接受 `per_channel: true` 和 `symmetric: true`；只有具有该选项的方法才接受 `false`。",
             "`parallel: false` 与多个 worker 互相矛盾：写在同一处会被拒绝；否则命令行参数或 `--set` 优先于文件。",
             "`source.options` 需要 `source.type`。`options` 是插件自己的选项。",
+            "`executor: ray` 时，worker 是集群中的进程：`num_workers` 可为任意整数（默认为集群的 CPU 数或 GPU 数），"
+            "`max_memory` 是每个 worker 的上限（默认 512 MiB），`device` 指 worker 的设备，每个一张卡。"
+            "批处理文件的键见 [scale](../scale.md)。",
             "`output.state_folder` 用于写到 URL 的输出："
             "尚未上传的部分存放在这个目录（见 [Storages](../storages.md)）。",
             "LoRA 按给出的顺序合并；`strength` 与 `alpha` 的含义见 [LoRA](lora.md)。",
@@ -97,6 +104,7 @@ CHINESE: Mapping[str, str] = {
     "a mapping": "映射",
     "a whole number or text": "整数或文本",
     "a whole number from 1 to 4 x cores": "1 到 4 x 核数的整数",
+    "threads or ray": "threads 或 ray",
     "a size such as 1GiB": "大小，如 1GiB",
     "a glob of at most 512 characters": "通配符，最多 512 个字符",
 }

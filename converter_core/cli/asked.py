@@ -110,6 +110,7 @@ def _asked(flags: Flags, file: str | None) -> Asked:
     if flags.parallel is False:
         given.put("--no-parallel", "performance.num_workers", None)
     given.add("--device", flags.device, "performance.device")
+    given.add("--executor", flags.executor, "performance.executor")
     given.add("--lora-path", _loras(flags), "source.loras")
     given.settings(flags.set or [])
     missing = [flag for key, flag in _NEEDED.items() if key not in given.values]

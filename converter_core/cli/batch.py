@@ -37,6 +37,9 @@ def batch(
         str | None,
         typer.Option("--device", metavar="DEVICE", help="Of every job.", autocompletion=values_of("device")),
     ] = None,
+    executor: Annotated[
+        str | None, typer.Option("--executor", metavar="EXECUTOR", help="Of every job: threads, or ray for a cluster.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each job as it ends.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -50,8 +53,9 @@ def batch(
         from ..recipe.batch import load_batch
 
         registry = load_plugins()
-        overrides = {"performance.device": device} if device is not None else {}
-        labels = dict.fromkeys(overrides, "--device")
+        given = {"device": device, "executor": executor}
+        overrides = {f"performance.{key}": value for key, value in given.items() if value is not None}
+        labels = {key: f"--{key.partition('.')[2]}" for key in overrides}
         asked = load_batch(jobs, overrides, registry, labels=labels)
         if dry_run:
             raise typer.Exit(_show_states(asked, registry, as_json))

@@ -164,6 +164,10 @@ class Flags:
             complete=values_of("device"),
         ),
     ] = None
+    executor: Annotated[
+        str | None,
+        _flag("--executor", metavar="EXECUTOR", help="Who does the work: threads, or ray for a cluster."),
+    ] = None
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:

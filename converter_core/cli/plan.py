@@ -92,10 +92,19 @@ def _show(plan: dict[str, Any]) -> None:
     show_facts(
         {
             "extra": ", ".join(plan["extra_tensors"]),
-            "device": f"{plan['device']}, {plan['workers']} workers, {format_bytes(plan['max_memory'])} of memory",
+            "device": _means(plan),
         }
     )
     show_remarks(plan["notes"], plan["warnings"])
+
+
+def _means(plan: dict[str, Any]) -> str:
+    """``cpu, 8 workers, 4 GiB of memory``."""
+    memory = f"{format_bytes(plan['max_memory'])} of memory"
+    if plan["executor"] == "threads":
+        return f"{plan['device']}, {plan['workers']} workers, {memory}"
+    workers = f"{plan['workers']} workers" if plan["workers"] else "as many workers as it has room for"
+    return f"{plan['device']}, on {plan['executor']} with {workers}, {memory} each"
 
 
 def _show_side_by_side(outputs: Sequence[dict[str, Any]]) -> None:

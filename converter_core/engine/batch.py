@@ -19,6 +19,7 @@ from ..planning.plan import Plan
 from ..plugins.registry import Registry, load_plugins
 from ..recipe.batch import Batch, load_batch
 from .convert import convert
+from .executors import connected
 from .result import OutputResult
 from .worker_pool import POLL, Progress
 
@@ -121,6 +122,10 @@ class _Batch:
 
     def run(self, at_once: int) -> None:
         groups = groups_of(self.jobs)
+        with connected([job.recipe.performance.executor for job in self.jobs]):
+            self._run_all(groups, at_once)
+
+    def _run_all(self, groups: Sequence[Sequence[int]], at_once: int) -> None:
         if at_once == 1 or len(groups) == 1:
             for group in groups:
                 self._run(group)

@@ -5,32 +5,27 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import system
-from ..api.devices import DeviceStream
-from ..errors import ConversionError, ConverterError, PlanError, shown
-from ..folder import Folder, make_folder
-from ..output.destination import Destination
+from ..errors import ConversionError, PlanError, shown
 from ..output.manifest import manifest_name
-from ..output.state import OutputState, output_state
+from ..output.staging import StagedFile
 from ..planning.components import make_plans
 from ..planning.jobs import Export, Job
-from ..planning.plan import OutputPlan, Plan
-from ..planning.slab_size import Cut, cut
+from ..planning.plan import Plan
 from ..plugins.registry import Registry
 from ..recipe.load import Recipe
-from .memory import Budget
+from .executor import Executor, WorkerLost
+from .executors import executor_of
+from .opening import locked, output_run
 from .output_run import OutputRun
-from .prepared import Prepared, grouped
-from .remote_run import RemoteRun
+from .prepared import grouped
 from .result import OutputResult, Result, joined
-from .slabs import Worker
+from .source_check import compare_sources
 from .uploader import UploadLost
 from .worker_pool import Progress, WorkerPool
 
@@ -82,10 +77,12 @@ def _attempt(plan: Plan, resume: bool, progress: Callable[[Progress], None] | No
     with ExitStack() as stack:
         runs: list[OutputRun] = []
         for output in plan.outputs:
-            folder = stack.enter_context(_locked(output.destination))
-            runs.append(_output_run(plan, replace(output, state=_state(output)), folder, resume))
+            folder = stack.enter_context(locked(output.destination))
+            runs.append(output_run(plan, output, folder, resume))
             stack.callback(runs[-1].close)
-            runs[-1].compare()
+        compare_sources(plan, runs, progress)
+        for run in runs:
+            run.compare()
         unfinished = {run.plan.number: run for run in runs if not run.is_done}
         resumed: Mapping[int, Mapping[str, int]] = {}
         if unfinished:
@@ -97,54 +94,13 @@ def _attempt(plan: Plan, resume: bool, progress: Callable[[Progress], None] | No
         return _result(plan, started, runs, resumed)
 
 
-def _output_run(plan: Plan, output: OutputPlan, folder: Folder, resume: bool) -> OutputRun:
-    if output.destination.location is None:
-        return OutputRun(output, folder, resume)
-    return RemoteRun(output, folder, resume, plan.resources.upload_memory // len(plan.outputs))
-
-
-def _state(output: OutputPlan) -> OutputState:
-    """Of the output folder, now that the lock is ours: what was planned with may have changed."""
-    overwrite = output.recipe.output.overwrite
-    found = output_state(
-        output.destination, output.name, output.file_layouts, output.published, output.fingerprint, overwrite
-    )
-    if found.problems:
-        raise PlanError(*found.problems)
-    return found
-
-
-@contextmanager
-def _locked(output: Destination) -> Iterator[Folder]:
-    """One process at a time writes to an output folder; the lock dies with its owner and leaves no file.
-
-    To an output elsewhere: one of this machine, and its state is gone when it is empty.
-    """
-    with make_folder(output.folder) as folder:
-        try:
-            # where folders cannot be locked, two runs at once are the user's to avoid
-            system.lock(folder.fileno())
-        except BlockingIOError:
-            raise ConversionError(
-                f"{shown(output)}: another conversion is writing there; wait for it or stop it"
-            ) from None
-        except OSError:  # folders cannot even be held open here
-            pass
-        yield folder
-        if output.location is not None:
-            with suppress(OSError):
-                output.folder.rmdir()
-
-
 class _Run:
     def __init__(self, plan: Plan, runs: Mapping[int, OutputRun], progress: Callable[[Progress], None] | None) -> None:
         """runs: by the number of the output."""
         self.plan = plan
         self.runs = runs
         self.jobs = grouped([job for job in plan.jobs if any(one.output in self.runs for one in job.exports)])
-        self.prepared = [Prepared() for _ in plan.resources.devices]
         self.pool: WorkerPool[Job] = WorkerPool(sum(job.source_nbytes for job in self.jobs), progress)
-        self.budget = Budget(plan.resources.max_memory)
         self.kept: Counter[int] = Counter()
         self.kept_bytes: Counter[int] = Counter()
 
@@ -152,87 +108,48 @@ class _Run:
         """What was resumed of each output: tensors and bytes."""
         for one in self.runs.values():
             one.begin()
-        self.pool.run(self.jobs, self.plan.resources.workers, self._worker, self._wake)
+        with executor_of(self.plan, [*self.runs], self._open, self.pool) as executor:
+
+            def wake() -> None:
+                executor.wake()
+                for one in self.runs.values():
+                    one.wake()
+
+            self.pool.run(self.jobs, executor.count, partial(self._worker, executor), wake)
         self.plan.stores.check_unchanged()
         for one in self.runs.values():
             one.publish(self.plan)
         return {number: {"tensors": self.kept[number], "bytes": self.kept_bytes[number]} for number in self.runs}
 
-    def _wake(self) -> None:
-        self.budget.close()
-        for one in self.runs.values():
-            one.wake()
+    def _open(self, export: Export) -> StagedFile:
+        return self.runs[export.output].open(export)
 
-    def _worker(self, number: int, next_job: Callable[[], Job]) -> None:
-        resources = self.plan.resources
-        device = resources.devices[number % len(resources.devices)]
-        slab_bytes = resources.backend.slab_bytes(device)
-        with torch.inference_mode(), resources.backend.stream(device) as stream:
+    def _worker(self, executor: Executor, number: int, next_job: Callable[[], Job]) -> None:
+        with executor.worker(number) as worker:
             while True:
                 self.pool.advance(0)
+                worker.ready()
                 job = next_job()
-                missing = self._missing(job)
+                made = [export for export in job.exports if export.output in self.runs]
+                missing = [export for export in made if not self.runs[export.output].has(job, export)]
                 if missing:
-                    self._convert(job, missing, stream, self.prepared[number % len(resources.devices)], slab_bytes)
+                    with self.pool.lock:
+                        self.pool.weight = job.info.name
+                    try:
+                        sums = worker.do(job, missing)
+                    except WorkerLost:
+                        self.pool.put_back(job)
+                        continue
+                    for export in missing:
+                        made_now = sums[export.output]
+                        self.runs[export.output].done(job, export, made_now.crc32, made_now.source)
                 else:
                     self.pool.resume(job.source_nbytes)
-
-    def _missing(self, job: Job) -> list[Export]:
-        """The exports that no earlier run has done."""
-        missing = []
-        for export in job.exports:
-            run = self.runs.get(export.output)
-            if run is None:
-                continue
-            if run.has(job, export):
                 with self.pool.lock:
-                    self.kept[export.output] += 1
-                    self.kept_bytes[export.output] += job.source_nbytes
-            else:
-                missing.append(export)
-        return missing
-
-    def _convert(
-        self, job: Job, exports: Sequence[Export], stream: DeviceStream, prepared: Prepared, slab_bytes: int
-    ) -> None:
-        share = self.budget.total // self.plan.resources.workers
-        with self.pool.lock:
-            self.pool.weight = job.info.name
-        stores = self.plan.stores
-        while True:
-            how = cut(job, slab_bytes, share)
-            advanced = 0
-
-            def advance(nbytes: int) -> None:
-                nonlocal advanced
-                advanced += nbytes
-                self.pool.advance(nbytes)
-
-            try:
-                with self.budget.take(how.nbytes), _told_of(job):
-                    self._attempt(job, exports, how, Worker(stores, self.plan.adapter, stream, advance, prepared))
-                return
-            except torch.cuda.OutOfMemoryError as error:
-                torch.cuda.empty_cache()
-                while slab_bytes and cut(job, slab_bytes, share) == how:
-                    slab_bytes //= 2
-                if not slab_bytes:
-                    raise ConversionError(
-                        f"{job.info.name}: does not fit into the memory of {self.plan.resources.name} ({error}); use "
-                        "device: cpu"
-                    ) from error
-                self.pool.take_back(advanced)
-
-    def _attempt(self, job: Job, exports: Sequence[Export], how: Cut, worker: Worker) -> None:
-        with ExitStack() as stack:
-            files = {export.output: stack.enter_context(self.runs[export.output].open(export)) for export in exports}
-
-            def write(output: int, key: str, at: int, data: memoryview) -> None:
-                files[output].write(key, at, data)
-
-            worker.run(job, exports, how, write)
-        for export in exports:
-            self.runs[export.output].done(job, export, files[export.output].crc32)
+                    for export in made:
+                        if not any(export is one for one in missing):
+                            self.kept[export.output] += 1
+                            self.kept_bytes[export.output] += job.source_nbytes
 
 
 @contextmanager
@@ -244,26 +161,6 @@ def _told_of_files() -> Iterator[None]:
         if error.filename is None:
             raise
         raise ConversionError(f"{shown(error.filename)}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _told_of(job: Job) -> Iterator[None]:
-    """What goes wrong names the weight."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except MemoryError as error:
-        raise ConversionError(f"{job.info.name}: out of memory; lower max_memory or num_workers") from error
-    except ConverterError as error:
-        if job.info.name in str(error):
-            raise
-        raise type(error)(*(f"{job.info.name}: {problem}" for problem in error.problems)) from error
-    except Exception as error:
-        if hasattr(error, "add_note"):  # Python 3.11
-            names = ", ".join(dict.fromkeys(export.quantizer.name for export in job.exports))
-            error.add_note(f"while converting {job.info.name} by {names}")
-        raise
 
 
 def _result(plan: Plan, started: float, runs: Sequence[OutputRun], resumed: Mapping[int, Mapping[str, int]]) -> Result:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -19,10 +19,9 @@ from ..api.values import FileLayout
 from ..api.writers import PartWriter, UploadGone
 from ..errors import ConversionError, shown
 from ..folder import Folder
-from ..output.crc import combined
 from ..output.parts import HEADER, Parts, part_bytes
 from ..output.place import RemotePlace, asked
-from ..output.staging import checksum
+from ..output.sent import checksum_of
 from ..output.upload_book import SentPart, UploadBook
 from ..planning.pending import WAITING
 
@@ -115,24 +114,7 @@ class Uploader:
 
     def staged_checksum(self, name: str, key: str) -> int:
         """crc32 of a tensor, of what is staged and of what was sent; -1 if it cannot be read."""
-        crc = 0
-        for number, piece_crc, nbytes in self._pieces(name, key):
-            if piece_crc is None:
-                piece = next(one for one in self.files[name].parts.pieces[number] if one.key == key)
-                piece_crc = checksum(self.staged_files, name, piece.at, piece.nbytes)
-                if piece_crc < 0:
-                    return -1
-            crc = combined(crc, piece_crc, nbytes)
-        return crc
-
-    def _pieces(self, name: str, key: str) -> Iterator[tuple[int, int | None, int]]:
-        """(part, crc32 where it was sent, bytes) of each piece of a tensor."""
-        known, parts = self.book.files.get(name), self.files[name].parts
-        at, nbytes = parts.places[key]
-        for number in parts.numbers(key):
-            start, stop = parts.span(number)
-            sent = known.parts.get(number) if known is not None else None
-            yield number, sent.crc32.get(key) if sent else None, min(at + nbytes, stop) - max(at, start)
+        return checksum_of(self.files[name].parts, key, self.book.files.get(name), self.staged_files, name)
 
     def staged(self, name: str, keys: Collection[str]) -> None:
         """These tensors are journalled. Sends what is complete; waits while too much is ready and not sent."""

@@ -37,6 +37,7 @@ class WorkerPool(Generic[Job]):
         self.done = 0
         self.resumed = 0
         self.weight = ""
+        self._waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
 
@@ -53,10 +54,15 @@ class WorkerPool(Generic[Job]):
             self.resumed += nbytes
         self.advance(nbytes)
 
-    def take_back(self, nbytes: int) -> None:
-        """What was advanced has to be done again."""
-        with self.lock:
-            self.done -= nbytes
+    def put_back(self, job: Job) -> None:
+        """A job that has to be done by another worker."""
+        self._waiting.put(job)
+
+    def check_wanted(self) -> None:
+        """Called by a worker that cannot take a job yet; ends it once the run is over or no job is left."""
+        self.advance(0)
+        if self._waiting.empty():
+            raise queue.Empty
 
     def run(
         self, jobs: Iterable[Job], count: int, work: Callable[[int, Callable[[], Job]], None], wake: Callable[[], None]
@@ -66,11 +72,10 @@ class WorkerPool(Generic[Job]):
         ``progress`` is called from this thread. ``wake`` lets workers through that wait for something when the run is
         over. Raises what the first failing worker raised.
         """
-        waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
         for job in jobs:
-            waiting.put(job)
+            self._waiting.put(job)
         threads = [
-            threading.Thread(target=self._worker, args=(number, work, waiting.get_nowait), daemon=True)
+            threading.Thread(target=self._worker, args=(number, work, self._waiting.get_nowait), daemon=True)
             for number in range(count)
         ]
         for thread in threads:

@@ -41,6 +41,11 @@ class Staging:
         """The folder of the journal, durable under its name."""
         self.folder = self.output.make(self.name)
 
+    def join(self) -> None:
+        """What another process has made and prepared; to write there. OSError if it is not here."""
+        self.folder = self.output.child(self.name)
+        self.files = self.folder.child(FILES)
+
     def prepare(self, standing: Collection[str]) -> None:
         """Create what is not there with its full size, so that a full disk fails now, and write the headers.
 
@@ -161,6 +166,7 @@ class StagedFile:
 
     def __init__(self, folder: Folder, name: str, layout: FileLayout) -> None:
         self.path = folder.path / name
+        self._folder, self._name = folder, name
         self.layout = layout
         self.crc32: dict[str, int] = {}
         self._fd = folder.open_file(name, os.O_RDWR)
@@ -175,6 +181,20 @@ class StagedFile:
         if self._unflushed >= FLUSH_EVERY:
             self._unflushed = 0
             system.start_writeback(self._fd)
+
+    def read_back(self, key: str, nbytes: int) -> int:
+        """crc32 of a tensor as it lies in the file now; -1 if it cannot be read whole."""
+        return checksum(self._folder, self._name, self.layout.offsets[key], nbytes)
+
+    def settle(self) -> None:
+        """What was written is on the disk, whatever becomes of this machine."""
+        try:
+            getattr(os, "fdatasync", os.fsync)(self._fd)
+        except OSError as error:
+            raise ConversionError(
+                f"{shown(self.path)}: the disk reports an error ({error.strerror}); look after the disk, then run the "
+                "same command again"
+            ) from error
 
     def close(self) -> None:
         system.start_writeback(self._fd)

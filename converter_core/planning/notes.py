@@ -48,7 +48,7 @@ def large(jobs: Iterable[Job], resources: Resources) -> Iterable[str]:
     """Weights that no cutting brings under the memory budget."""
     memory = resources.max_memory
     slab_bytes = resources.backend.slab_bytes(resources.devices[0]) if resources.devices else 0
-    sizes = {job.info.name: cut(job, slab_bytes, memory // resources.workers).nbytes for job in jobs}
+    sizes = {job.info.name: cut(job, slab_bytes, resources.share).nbytes for job in jobs}
     names = [name for name, nbytes in sizes.items() if nbytes > memory]
     if names:
         most = max(sizes[name] for name in names)

@@ -14,6 +14,7 @@ from ..api.models import ModelAdapter
 from ..api.targets import Target
 from ..api.values import Extras, FileLayout, Parts, PlannedWeight
 from ..checkpoint.checkpoint import Checkpoint
+from ..errors import PlanError
 from ..output import state as output_folder
 from ..output.destination import Destination
 from ..output.fingerprint import Fingerprint
@@ -136,6 +137,19 @@ class OutputPlan:
         held = weights if self.pending is None else min(weights, self.pending)
         return max(0, held + sum(sizes.values()) - weights + texts - self.state.staged)
 
+    def current_state(self, other_source: bool = False) -> OutputState:
+        """Of the output folder now, once it is locked: what was planned with may have changed. PlanError.
+
+        other_source: what is published there was made of other source files, though their headers are the same.
+        """
+        layouts, overwrite = self.file_layouts, self.recipe.output.overwrite
+        found = output_folder.output_state(
+            self.destination, self.name, layouts, self.published, self.fingerprint, overwrite, other_source
+        )
+        if found.problems:
+            raise PlanError(*found.problems)
+        return found
+
     @property
     def status(self) -> str:
         if self.state.done:
@@ -219,6 +233,7 @@ class Plan:
             },
             "loras": [lora.as_dict() for lora in self.loras.files],
             "device": self.resources.name,
+            "executor": self.resources.executor,
             "workers": self.resources.workers,
             "max_memory": self.resources.max_memory,
             "extra_tensors": [job.info.name for job in self.jobs if job.info.kind == "extra"],

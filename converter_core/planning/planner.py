@@ -56,7 +56,7 @@ def make_plan(
     asked = load_recipe(recipe, overrides or {}, registry)
     found = resources.choose(asked, registry)
     if require_device and found.absence:
-        raise PlanError(f"{asked.where('performance.device')}: {found.absence}")
+        raise PlanError(f"{asked.where(found.absent)}: {found.absence}")
     adapters = adapters_of(asked, registry)
     skipped: list[str] = []
     checkpoint = open_source(asked.source.path, adapters, skipped, format=asked.source.format, registry=registry)

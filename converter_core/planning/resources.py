@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..api.devices import DeviceBackend
 from ..errors import RecipeError
 from ..plugins.registry import Registry
-from ..recipe.load import Recipe
+from ..recipe.load import THREADS, Recipe
 from ..system import cores
 
 if TYPE_CHECKING:
@@ -16,13 +17,17 @@ if TYPE_CHECKING:
 
 MOST_WORKERS = 8
 DEFAULT_MEMORY = 4 << 30
+WORKER_MEMORY = DEFAULT_MEMORY // MOST_WORKERS
+"""Of a worker elsewhere: what the workers here have each when there are most of them."""
 
 
 @dataclass(frozen=True)
 class Resources:
     """What a run works with. name: as the user would write it; devices: empty if it is not there.
 
-    max_memory: bytes of tensor data in flight, on the host and on each device.
+    max_memory: bytes of tensor data in flight, on the host and on each device; with an executor that is not
+    ``threads``, of each worker. workers: 0: as many as the executor finds. absence: what is not here, and
+    absent: the key of the recipe that asks for it.
     """
 
     backend: DeviceBackend
@@ -31,6 +36,13 @@ class Resources:
     workers: int
     max_memory: int
     absence: str = ""
+    absent: str = "performance.device"
+    executor: str = THREADS
+
+    @property
+    def share(self) -> int:
+        """Bytes that one worker may take without making others wait."""
+        return self.max_memory // self.workers if self.executor == THREADS else self.max_memory
 
     @property
     def upload_memory(self) -> int:
@@ -39,6 +51,23 @@ class Resources:
 
 
 def choose(recipe: Recipe, registry: Registry) -> Resources:
+    found = _choose(recipe, registry)
+    performance = recipe.performance
+    if performance.executor == THREADS:
+        return found
+    installed = find_spec(performance.executor) is not None
+    return replace(
+        found,
+        executor=performance.executor,
+        workers=(performance.num_workers or 0) if performance.parallel else 1,
+        max_memory=performance.max_memory or WORKER_MEMORY,
+        # the device is that of the workers, not of this machine
+        absence="" if installed else f"{performance.executor} is not installed: pip install 'model-converter[ray]'",
+        absent="performance.executor",
+    )
+
+
+def _choose(recipe: Recipe, registry: Registry) -> Resources:
     wanted = recipe.performance.device
     backends = {name: registry.devices[name]() for name in registry.devices}
     if wanted == "auto":

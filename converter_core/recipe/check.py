@@ -10,7 +10,7 @@ from ..api.quantizers import Quantizer
 from ..errors import CheckpointError, PluginError, Refused, nearest, shown, unknown
 from ..plugins.registry import Catalogue, Registry, options_of
 from ..storage.location import locate, scheme_of
-from ..system import cores
+from .check_performance import performance_problems
 from .options import followed, try_plugin
 from .schema import Problem, fit, join, show
 from .values import Recipe
@@ -25,11 +25,6 @@ MODULES = "target_modules"
 """The one option that is the recipe's own and not the quantizer's."""
 
 T = TypeVar("T")
-
-
-EXECUTORS = ("threads",)
-
-WORKERS_PER_CORE = 4
 
 
 def problems_of(recipe: Recipe, registry: Registry, unsound: Collection[str] = ()) -> list[Problem]:
@@ -68,7 +63,9 @@ class _Check:
         yield from self._named("source.format", self.registry.containers, source.format)
         yield from self._source_options()
         yield from self._lora_numerics()
-        yield from self._performance()
+        device = self.recipe.performance.device.partition(":")[0]
+        yield from self._named("performance.device", self.registry.devices, device, "auto")
+        yield from performance_problems(self.recipe, self._sound)
 
     def of_one_output(self) -> Iterable[Problem]:
         for problem in self._output():
@@ -225,24 +222,3 @@ class _Check:
             return
         _, problems = try_plugin(layouts[name], {"chunk_size": size}, "target")
         yield from (Problem("target.chunk_size", problem.reason) for problem in problems)
-
-    def _performance(self) -> Iterable[Problem]:
-        performance = self.recipe.performance
-        name, colon, number = performance.device.partition(":")
-        yield from self._named("performance.device", self.registry.devices, name, "auto")
-        if self._sound("performance.device") and colon and (name == "auto" or not number.isdecimal()):
-            kind = "auto" if name == "auto" else f"{name} or {name}:0"
-            yield Problem("performance.device", f"{performance.device!r} is no device; write {kind}")
-        if self._sound("performance.executor") and performance.executor not in EXECUTORS:
-            yield Problem("performance.executor", unknown("executor", performance.executor, EXECUTORS))
-        most = WORKERS_PER_CORE * cores()
-        if self._sound("performance.num_workers") and (performance.num_workers or 1) > most:
-            yield Problem(
-                "performance.num_workers",
-                f"must be at most {most}, {WORKERS_PER_CORE} for each of the {cores()} cores, "
-                f"not {performance.num_workers}",
-            )
-        elif self._sound("performance") and not performance.parallel and (performance.num_workers or 1) > 1:
-            yield Problem(
-                "performance.num_workers", f"{performance.num_workers} workers contradict parallel: false; drop one"
-            )

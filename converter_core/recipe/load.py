@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..plugins.registry import Registry, load_plugins
 from .check import problems_of
+from .check_performance import THREADS
 from .options import make_plugin, make_quantizer, quantizer_for
 from .schema import Problem
 from .values import (
@@ -30,6 +31,7 @@ from .values import (
 from .yaml_file import Document, read_yaml
 
 __all__ = [
+    "THREADS",
     "ExportSection",
     "LoraSection",
     "OutputSection",

@@ -42,8 +42,10 @@ ORDER = [
 ]
 """From the ground up: a package imports itself and what stands before it."""
 
-COMMON_WORDS = {"plain", "cpu", "any", "diffusers", "local"}
-"""Names of plugins that are also ordinary words, torch's name for the host, or the library that runs pipelines."""
+COMMON_WORDS = {"plain", "cpu", "any", "local", "diffusers"}
+"""Names of plugins that are also ordinary words, torch's name for the host, Ray's for a cluster of this machine, or the
+library that runs pipelines.
+"""
 
 
 def modules() -> Iterator[tuple[str, Path]]:

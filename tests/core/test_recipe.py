@@ -620,7 +620,7 @@ def test_what_is_wrong_with_one_of_several_outputs(registry, tmp_path):
         ({"outputs": [{"target": {}}]}, "outputs[0].output.path: is required"),
         ({"outputs": ["a"]}, "outputs[0]: must be a mapping of keys to values, not 'a'"),
         ({"outputs": 3}, "outputs: must be a list of mappings, not 3"),
-        ({"output": {"path": "a"}, "performance": {"executor": "ray"}}, "performance.executor: unknown executor 'ray'"),
+        ({"output": {"path": "a"}, "performance": {"executor": "rye"}}, "performance.executor: unknown executor 'rye'"),
     ],
 )
 def test_outputs_and_executor_refused(registry, recipe, expected):

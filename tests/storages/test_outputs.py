@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,8 +15,8 @@ import pytest
 from safetensors.torch import save_file
 
 import converter_core
-from converter_core import ConversionError, ConverterError, PlanError, Registry, cli
-from converter_core.engine import convert as conversion
+from converter_core import ConversionError, ConverterError, PlanError, Registry, cli, system
+from converter_core.engine.opening import locked
 from converter_core.output import journal
 from converter_core.verification.folders import outputs_in
 from converter_plugins.storages._obstore_writer import ObstoreWriter
@@ -97,9 +99,9 @@ def interrupt_after(tensors: int, s3: S3 | None, monkeypatch: pytest.MonkeyPatch
     """Let a run fail once that many weights are journalled, and something of them is sent."""
     real, count = journal.Journal.done, 0
 
-    def done(self: journal.Journal, weight: str, crc32: Any) -> None:
+    def done(self: journal.Journal, weight: str, crc32: Any, source: str) -> None:
         nonlocal count
-        real(self, weight, crc32)
+        real(self, weight, crc32, source)
         count += 1
         if count == tensors:
             while s3 is not None and not s3.asked(SEND):
@@ -197,6 +199,38 @@ def test_what_was_begun_otherwise_is_aborted(
     assert not S3Writer().uploads(url)
 
 
+def test_a_source_with_other_values_starts_anew(
+    s3: S3,
+    url: str,
+    ask: Asking,
+    convert: Converting,
+    tiny_source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Parts that were sent hold weights of the first source, under the same header."""
+    source = tmp_path / "changing"
+    shutil.copytree(tiny_source, source)
+    recipe, here = (
+        ask(place, layout="single_file") | {"source": {"path": str(source)}} for place in (url, tmp_path / "h")
+    )
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(8, s3, patch)
+        convert(recipe)
+    for file in source.glob("*.safetensors"):
+        data = bytearray(file.read_bytes())
+        data[8 + int.from_bytes(data[:8], "little") :: 64] = bytes(
+            len(data[8 + int.from_bytes(data[:8], "little") :: 64])
+        )
+        file.write_bytes(data)
+    result = convert(recipe)
+    assert result.resumed["tensors"] == 0
+    assert any("is another than it was" in warning for warning in result.warnings)
+    convert(here)
+    assert same(stored(url), local(tmp_path / "h"))
+    assert not S3Writer().uploads(url)
+
+
 def test_some_faults_of_the_net(s3: S3, url: str, ask: Asking, convert: Converting, right: Any) -> None:
     faults = [("503", SEND), ("lost", SEND), ("lost", COMPLETE), ("slow", BEGIN), ("cut", r"^GET .*uploadId")]
     for kind, asked in [*faults, ("cut", r"^GET .*list-type"), ("503", r"^PUT .*manifest")]:
@@ -256,7 +290,27 @@ def test_an_upload_that_expired_between_two_runs(
         convert(ask(url))
     uploads = S3Writer().uploads(url)
     S3Writer().abort(uploads[0].url, uploads[0].id)
-    assert 0 < convert(ask(url)).resumed["tensors"] < 10
+    assert convert(ask(url)).resumed["tensors"] > 0
+    assert same(stored(url), right())
+
+
+def test_a_part_that_the_disk_gave_back_otherwise_is_made_again(
+    s3: S3, url: str, ask: Asking, convert: Converting, right: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, reads = system.read_at, 0
+
+    def read_at(fd: int, into: memoryview, at: int) -> int:
+        nonlocal reads
+        count = real(fd, into, at)
+        if threading.current_thread().name.startswith("upload"):
+            reads += 1
+            if reads == 3:
+                into[len(into) // 2] ^= 1
+        return count
+
+    monkeypatch.setattr(system, "read_at", read_at)
+    convert(ask(url))
+    assert reads > 3
     assert same(stored(url), right())
 
 
@@ -374,7 +428,7 @@ def test_several_outputs_of_one_read(
 def test_one_process_at_a_time(s3: S3, url: str, ask: Asking, convert: Converting, plugins: Registry) -> None:
     with converter_core.make_plan(ask(url), plugins) as plan:
         to = plan.outputs[0].destination
-    with conversion._locked(to), pytest.raises(ConversionError, match="another conversion is writing there"):
+    with locked(to), pytest.raises(ConversionError, match="another conversion is writing there"):
         convert(ask(url))
 
 
@@ -412,10 +466,10 @@ def test_what_waits_lies_on_the_disk_and_no_more(
     tmp_path: Path,
 ) -> None:
     """Room is given back in blocks of the file system, so this takes parts of 64 KiB."""
-    rows = {"layers": 40, "rows": 1024}
+    rows = {"layers": 100, "rows": 1024}
     save_file(tensors(**rows), tmp_path / "model.safetensors")
     monkeypatch.setattr(S3Writer, "smallest_part", 64 << 10)
-    s3.pause = 0.02
+    s3.pause = 0.005
     recipe = ask(url, copy_metadata=False)
     recipe["source"]["path"] = str(tmp_path / "model.safetensors")
     with converter_core.make_plan(recipe, plugins) as plan:
