@@ -546,3 +546,18 @@ def test_what_is_being_published_is_not_cleaned(
     s3.faults.clear()
     convert(ask(url))
     assert same(stored(url), right())
+
+
+def test_a_profile_is_enough_for_writing_and_for_reading(
+    s3: S3, url: str, ask: Asking, convert: Converting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without variables that hold a key, both sides sign with that of the profile."""
+    file = tmp_path / "credentials"
+    file.write_text("[mine]\naws_access_key_id = of-the-profile\naws_secret_access_key = secret\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    convert(ask(url))
+    assert cli.run(["verify", url]) == 0
+    assert s3.keys == {"of-the-profile"}
