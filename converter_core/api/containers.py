@@ -15,7 +15,8 @@ class ByteSource(Protocol):
     """A file that can be read at any place, wherever it lies.
 
     name: for messages. size: bytes. version: what changes when the file does, e.g. the time of its last change in ns,
-    or an ETag. path: where a library can open it; None where it is not on this machine.
+    or an ETag. path: where a library can open it; None where it is not on this machine. It may have an ``identity``
+    too: a tuple of numbers or text that a copy of the file with the same version does not share.
     """
 
     name: str

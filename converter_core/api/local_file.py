@@ -12,7 +12,8 @@ from ..errors import CheckpointError, shown
 class LocalFile:
     """One file held open, a ``ByteSource``. CheckpointError if it cannot be opened, or is no file.
 
-    version: when it was last changed, in ns.
+    version: when it was last changed, in ns. identity: what a copy with the same time does not share: the inode, and
+    when anything of the file was last changed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -25,6 +26,7 @@ class LocalFile:
         self._stat = os.fstat(self._file.fileno())
         self.size = self._stat.st_size
         self.version: int | str = self._stat.st_mtime_ns
+        self.identity = self._stat.st_ino, self._stat.st_ctime_ns
 
     def read(self, at: int, into: memoryview) -> None:
         try:

@@ -114,6 +114,13 @@ class Quantizer(ABC):
         """The most that ``prepare`` and what it returns take beside these inputs; counted in the memory budget."""
         return 0
 
+    counted: ClassVar[Sequence[str]] = ()
+    """Names of numbers, int64 [], that ``quantize`` may return beside the parts; added up over all rows of a run."""
+
+    def told(self, counts: Mapping[str, int], /) -> str:
+        """What the summary of a run says of them; empty: nothing."""
+        return ""
+
     @property
     def same_everywhere(self) -> bool:
         """Whether the bytes are the same on every device and with every version of torch.

@@ -18,7 +18,8 @@ class SourceFile:
     """A file as it was when it was opened; enough to tell whether it is still the same.
 
     name: relative to the checkpoint's root. size: bytes. version: the time of its last change in ns, or an ETag.
-    header_hash: SHA-256 of what describes its tensors.
+    header_hash: SHA-256 of what describes its tensors. identity: the version, and what else tells this very file from a
+    copy of it.
     """
 
     name: str
@@ -26,6 +27,7 @@ class SourceFile:
     size: int
     version: int | str
     header_hash: str
+    identity: tuple[int | str, ...]
 
 
 class Checkpoint:
@@ -61,10 +63,7 @@ class Checkpoint:
         self.metadata: Mapping[str, Any] = {
             name: text for reader in reversed(self._readers) for name, text in reader.metadata.items()
         }
-        self.files = tuple(
-            SourceFile(one.name, one.source.name, one.source.size, one.source.version, one.header_hash())
-            for one in readers
-        )
+        self.files = tuple(_described(one) for one in readers)
 
     def file_of(self, key: str) -> str:
         """Name of the file a tensor is in."""
@@ -108,3 +107,9 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _described(file: TensorFile) -> SourceFile:
+    source = file.source
+    identity = source.version, *getattr(source, "identity", ())
+    return SourceFile(file.name, source.name, source.size, source.version, file.header_hash(), identity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import system
+from ..api.quantizers import Quantizer
 from ..errors import ConversionError, PlanError, shown
 from ..output.manifest import manifest_name
 from ..output.staging import StagedFile
@@ -25,6 +26,7 @@ from .opening import locked, output_run
 from .output_run import OutputRun
 from .prepared import grouped
 from .result import OutputResult, Result, joined
+from .source_check import compare_sources
 from .uploader import UploadLost
 from .worker_pool import Progress, WorkerPool
 
@@ -79,16 +81,21 @@ def _attempt(plan: Plan, resume: bool, progress: Callable[[Progress], None] | No
             folder = stack.enter_context(locked(output.destination))
             runs.append(output_run(plan, output, folder, resume))
             stack.callback(runs[-1].close)
-            runs[-1].compare()
+        compare_sources(plan, runs, progress)
+        for run in runs:
+            run.compare()
         unfinished = {run.plan.number: run for run in runs if not run.is_done}
         resumed: Mapping[int, Mapping[str, int]] = {}
+        told: Sequence[str] = ()
         if unfinished:
             plan.stores.check_open()
-            resumed = _Run(plan, unfinished, progress).run()
+            run_of_all = _Run(plan, unfinished, progress)
+            resumed = run_of_all.run()
+            told = run_of_all.told()
         for run in runs:
             if run.is_done:
                 run.tidy()
-        return _result(plan, started, runs, resumed)
+        return _result(plan, started, runs, resumed, told)
 
 
 class _Run:
@@ -100,6 +107,7 @@ class _Run:
         self.pool: WorkerPool[Job] = WorkerPool(sum(job.source_nbytes for job in self.jobs), progress)
         self.kept: Counter[int] = Counter()
         self.kept_bytes: Counter[int] = Counter()
+        self.counts: defaultdict[Quantizer, Counter[str]] = defaultdict(Counter)
 
     def run(self) -> dict[int, dict[str, int]]:
         """What was resumed of each output: tensors and bytes."""
@@ -117,6 +125,11 @@ class _Run:
         for one in self.runs.values():
             one.publish(self.plan)
         return {number: {"tensors": self.kept[number], "bytes": self.kept_bytes[number]} for number in self.runs}
+
+    def told(self) -> list[str]:
+        """What the quantizers say of what they counted in this run."""
+        found = (quantizer.told(counts) for quantizer, counts in self.counts.items() if counts)
+        return [text for text in found if text]
 
     def _open(self, export: Export) -> StagedFile:
         return self.runs[export.output].open(export)
@@ -138,7 +151,10 @@ class _Run:
                         self.pool.put_back(job)
                         continue
                     for export in missing:
-                        self.runs[export.output].done(job, export, sums[export.output])
+                        made_now = sums[export.output]
+                        self.runs[export.output].done(job, export, made_now.crc32, made_now.source)
+                        with self.pool.lock:
+                            self.counts[export.quantizer].update(made_now.counts)
                 else:
                     self.pool.resume(job.source_nbytes)
                 with self.pool.lock:
@@ -159,12 +175,18 @@ def _told_of_files() -> Iterator[None]:
         raise ConversionError(f"{shown(error.filename)}: {error.strerror or error}") from error
 
 
-def _result(plan: Plan, started: float, runs: Sequence[OutputRun], resumed: Mapping[int, Mapping[str, int]]) -> Result:
+def _result(
+    plan: Plan,
+    started: float,
+    runs: Sequence[OutputRun],
+    resumed: Mapping[int, Mapping[str, int]],
+    told: Sequence[str],
+) -> Result:
     return Result(
         outputs=tuple(_output_result(plan, run, resumed.get(run.plan.number, {})) for run in runs),
         seconds=round(time.monotonic() - started, 3),
         peak_memory=system.peak_resident(),
-        notes=plan.notes,
+        notes=(*plan.notes, *told),
         warnings=(*plan.warnings, *(warning for run in runs for warning in run.warnings)),
     )
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ..planning.jobs import Export, Job
-from .job_runner import Checksums
+from .job_runner import MadeOf
 
 
 class WorkerLost(Exception):
@@ -24,7 +24,7 @@ class JobWorker(Protocol):
         """Returns once it can do a job; leaves as ``WorkerPool.check_wanted`` does."""
         ...
 
-    def do(self, job: Job, exports: Sequence[Export]) -> Checksums:
+    def do(self, job: Job, exports: Sequence[Export]) -> MadeOf:
         """exports: those of the job that are to be made. Raises WorkerLost, or what is wrong with the job."""
         ...
 

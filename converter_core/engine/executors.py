@@ -9,7 +9,7 @@ from ..output.staging import StagedFile
 from ..planning.jobs import Export, Job
 from ..planning.plan import Plan
 from .executor import Executor, JobWorker
-from .job_runner import Checksums, JobRunner, Lane
+from .job_runner import JobRunner, Lane, MadeOf
 from .worker_pool import WorkerPool
 
 
@@ -39,7 +39,7 @@ class _Here:
     def ready(self) -> None:
         pass
 
-    def do(self, job: Job, exports: Sequence[Export]) -> Checksums:
+    def do(self, job: Job, exports: Sequence[Export]) -> MadeOf:
         return self.runner.do(self.lane, job, exports, self.pool.advance)
 
 

@@ -18,8 +18,21 @@ from .memory import Budget
 from .prepared import Prepared
 from .slabs import Worker
 
-Checksums = Mapping[int, Mapping[str, int]]
-"""Number of an output -> key of a tensor -> crc32 of what was written."""
+
+@dataclass(frozen=True)
+class Made:
+    """One job for one output. crc32: of what was written, by key. source: checksum of what was read for it.
+
+    counts: what the quantizer counted.
+    """
+
+    crc32: Mapping[str, int]
+    source: str
+    counts: Mapping[str, int]
+
+
+MadeOf = Mapping[int, Made]
+"""By the number of the output."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class JobRunner:
         with torch.inference_mode(), resources.backend.stream(device) as stream:
             yield Lane(stream, self._prepared[at], resources.backend.slab_bytes(device))
 
-    def do(self, lane: Lane, job: Job, exports: Sequence[Export], advance: Callable[[int], None]) -> Checksums:
+    def do(self, lane: Lane, job: Job, exports: Sequence[Export], advance: Callable[[int], None]) -> MadeOf:
         """advance: told of source bytes between slabs, and less than nothing if some are done again; raises to stop."""
         share = self.plan.resources.share
         slab_bytes = lane.slab_bytes
@@ -82,7 +95,7 @@ class JobRunner:
 
     def _attempt(
         self, job: Job, exports: Sequence[Export], how: Cut, lane: Lane, advance: Callable[[int], None]
-    ) -> Checksums:
+    ) -> MadeOf:
         with ExitStack() as stack:
             files = {export.output: stack.enter_context(self._open(export)) for export in exports}
 
@@ -90,10 +103,13 @@ class JobRunner:
                 files[output].write(key, at, data)
 
             worker = Worker(self.plan.stores, self.plan.adapter, lane.stream, advance, lane.prepared)
-            worker.run(job, exports, how, write)
+            sums, counts = worker.run(job, exports, how, write)
             for file in files.values() if self._durable else ():
                 file.settle()
-        return {output: file.crc32 for output, file in files.items()}
+        return {
+            export.output: Made(files[export.output].crc32, sums.of(export), dict(counts[export.output]))
+            for export in exports
+        }
 
 
 @contextmanager

@@ -7,10 +7,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from .. import system
-from ..errors import ConversionError, PlanError, shown
+from ..errors import ConversionError, shown
 from ..folder import Folder, make_folder
 from ..output.destination import Destination
-from ..output.state import OutputState, output_state
 from ..planning.plan import OutputPlan, Plan
 from .output_run import OutputRun
 from .remote_run import RemoteRun
@@ -18,21 +17,10 @@ from .remote_run import RemoteRun
 
 def output_run(plan: Plan, output: OutputPlan, folder: Folder, resume: bool) -> OutputRun:
     """folder: locked. Looks at what stands in the output first. PlanError."""
-    output = replace(output, state=surveyed(output))
+    output = replace(output, state=output.current_state())
     if output.destination.location is None:
         return OutputRun(output, folder, resume)
     return RemoteRun(output, folder, resume, plan.resources.upload_memory // len(plan.outputs))
-
-
-def surveyed(output: OutputPlan) -> OutputState:
-    """Of the output folder, now that the lock is ours: what was planned with may have changed."""
-    overwrite = output.recipe.output.overwrite
-    found = output_state(
-        output.destination, output.name, output.file_layouts, output.published, output.fingerprint, overwrite
-    )
-    if found.problems:
-        raise PlanError(*found.problems)
-    return found
 
 
 @contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from ..api.tensors import raw
+from ..containers.index import some
 from ..errors import PlanError, shown
 from ..folder import Folder
 from ..output.finished import wrong_at_sight
@@ -18,13 +20,14 @@ from ..output.unfinished import look_for_unfinished
 from ..planning.jobs import Export, Job
 from ..planning.plan import OutputPlan, Plan
 from .publish import publish
+from .source_claims import SourceClaims
 
 
 class OutputRun:
     """``crc32``: of every tensor that is done, by key. Any number of threads may check and finish jobs.
 
-    standing: files that are right under their final names; they are kept. changed: files of the finished output that
-    turned out to be others than were published, by their checksums.
+    claims: what finished weights were made of. standing: files that are right under their final names; they are kept.
+    changed: files of the finished output that turned out to be others than were published, by their checksums.
     """
 
     def __init__(self, plan: OutputPlan, folder: Folder, resume: bool) -> None:
@@ -35,14 +38,15 @@ class OutputRun:
         self.crc32: dict[str, int] = {}
         self.staging = Staging(folder, plan.name, plan.file_layouts)
         unfinished = look_for_unfinished(folder, plan.name)
-        same = unfinished.begun is not None and unfinished.begun.fingerprint == plan.fingerprint.value
         resumes = unfinished.begun is not None and unfinished.begun.resumes(plan.fingerprint)
         self.begun = unfinished.begun if resume and resumes else None
-        self._publishes = unfinished.publishes if same else frozenset()
+        self._publishes = unfinished.publishes if resumes else frozenset()
         self._staged = unfinished.files
-        self._claims = self._claimed()
+        self.claims = SourceClaims(plan, self.begun)
+        self.sources: dict[str, str] = {}
         self.changed: tuple[str, ...] = ()
         self.standing: frozenset[str] = frozenset()
+        self._claims: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @property
@@ -53,7 +57,9 @@ class OutputRun:
     @property
     def warnings(self) -> tuple[str, ...]:
         path = shown(self.place)
-        return tuple(f"{path}: {shown(name)} was changed since the conversion; made again" for name in self.changed)
+        changed = (f"{path}: {shown(name)} was changed since the conversion; made again" for name in self.changed)
+        stale = some(sorted(self.claims.stale), 10)
+        return (*changed, *([f"{path}: the source of {stale} is another than it was; made again"] if stale else []))
 
     def _claimed(self) -> dict[str, int]:
         """The checksums of tensors under final names, by the manifest or else by the journal."""
@@ -70,7 +76,12 @@ class OutputRun:
             yield key, raw(held)
 
     def compare(self) -> None:
-        """Read what stands under final names already and may not be what it should; sets ``standing``, ``changed``."""
+        """Read what stands under final names already and may not be what it should; sets ``standing``, ``changed``.
+
+        Before, ``claims.found`` has the checksums of all suspects.
+        """
+        self._compare_sources()
+        self._claims = self._claimed()
         finished = self.plan.state.finished
         if finished is None:
             self.standing = frozenset(self._right(self._published()))
@@ -81,6 +92,34 @@ class OutputRun:
         right = set(self._right(suspects))
         self.changed = tuple(sorted(suspects - right))
         self.standing = frozenset(listed - suspects | right)
+
+    def _compare_sources(self) -> None:
+        """What is finished is of another conversion if its source was another; of what is not, the rest is kept."""
+        finished = self.plan.state.finished
+        if finished is not None and (others := self.claims.others(finished)):
+            self._replace_another(others)
+        if self.begun is not None:
+            kept = self.claims.kept(self.begun)
+            self._check_half_published({key for name in self.claims.stale for key in self.begun.done[name]})
+            self.begun = kept
+
+    def _check_half_published(self, stale: Collection[str]) -> None:
+        """What stands under a final name is of another conversion if its source was another."""
+        files = {self.plan.weight_map[key] for key in stale if key in self.plan.weight_map} & self._publishes
+        files = {name for name in files - self._staged if self.place.standing(name) is not None}
+        if files and not self.plan.recipe.output.overwrite:
+            raise PlanError(
+                f"{shown(self.place)}: an interrupted run of another source with the same headers published "
+                f"{some(sorted(files))}; set output.overwrite: true to replace that, or choose another output.path"
+            )
+
+    def _replace_another(self, others: Sequence[str]) -> None:
+        if not self.plan.recipe.output.overwrite:
+            raise PlanError(
+                f"{shown(self.place)}: holds this conversion of another source with the same headers: "
+                f"{some(others)} differ; set output.overwrite: true to replace it, or choose another output.path"
+            )
+        self.plan = replace(self.plan, state=self.plan.current_state(other_source=True))
 
     def _published(self) -> list[str]:
         """Weight files that an interrupted run of this conversion gave their final names."""
@@ -130,6 +169,8 @@ class OutputRun:
             staging.clear()
         else:
             self.journal = Journal(staging.folder)
+            if self.claims.moved:
+                self.journal.compared(plan.fingerprint.identity, self.claims.stale)
         staging.prepare(self.standing)
         for key, data in self._constants():
             if plan.weight_map[key] in self.standing:
@@ -141,12 +182,15 @@ class OutputRun:
 
     def has(self, job: Job, export: Export) -> bool:
         """Whether an earlier run has done this: the bytes are what journal or manifest say. Notes their checksums."""
-        claims = self.begun.done.get(job.info.name, {}) if self.begun else {}
+        name = job.info.name
+        claims = self.begun.done.get(name, {}) if self.begun else {}
+        source = self.begun.sources.get(name, "") if self.begun else ""
         found = {}
         for tensor in export.tensors:
             file, key = self.plan.weight_map[tensor.key], tensor.key
             if file in self.standing:
                 found[key] = self._claims[key]
+                source = self._standing_source(name)
                 continue
             at = self.plan.file_layouts[file].offsets[key]
             if key not in claims or self.staged_checksum(file, key, at, tensor.spec.nbytes) != claims[key]:
@@ -154,7 +198,14 @@ class OutputRun:
             found[key] = claims[key]
         with self._lock:
             self.crc32.update(found)
+            self.sources[name] = source
         return True
+
+    def _standing_source(self, weight: str) -> str:
+        """The checksum of the source of a weight in a file that stays."""
+        finished = self.plan.state.finished
+        sources = finished.sources if finished is not None else self.begun.sources if self.begun else {}
+        return sources.get(weight, "")
 
     def staged_checksum(self, file: str, key: str, at: int, nbytes: int) -> int:
         """crc32 of a tensor's bytes in its staged file; -1 if they cannot be read."""
@@ -163,14 +214,16 @@ class OutputRun:
     def open(self, export: Export) -> StagedFile:
         return self.staging.open(self.plan.weight_map[export.tensors[0].key])
 
-    def done(self, job: Job, export: Export, crc32: Mapping[str, int]) -> None:
+    def done(self, job: Job, export: Export, crc32: Mapping[str, int], source: str) -> None:
+        """source: the checksum of what was read for it."""
         sums = {tensor.key: crc32.get(tensor.key, 0) for tensor in export.tensors}
-        self.journal.done(job.info.name, sums)
+        self.journal.done(job.info.name, sums, source)
         with self._lock:
             self.crc32.update(sums)
+            self.sources[job.info.name] = source
 
     def publish(self, plan: Plan) -> None:
-        publish(plan, self.plan, self.staging, self.journal, self.crc32, self.standing)
+        publish(plan, self.plan, self.staging, self.journal, self.crc32, self.sources, self.standing)
 
     def wake(self) -> None:
         """The run is over: let everyone through who waits here."""

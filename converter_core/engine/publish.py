@@ -22,15 +22,17 @@ def publish(
     staging: Staging,
     journal: Journal,
     crc32: Mapping[str, int],
+    sources: Mapping[str, str],
     standing: frozenset[str],
 ) -> None:
     """Side files, then every file to its final name, the manifest last. crc32: of every tensor, by key.
 
-    standing: files that are right under their final names and stay.
+    sources: checksums of what was read of the source, by weight. standing: files that are right under their final names
+    and stay.
     """
     side, stay = stage_side_files(output, staging, standing)
     manifest = manifest_name(output.name)
-    staging.put(manifest, dump(content(plan, output, crc32, side)))
+    staging.put(manifest, dump(content(plan, output, crc32, sources, side)))
     names = [*output.file_layouts, *side, manifest]
     publication.publish(staging, journal, names, stay, output.state.replaces)
 
@@ -54,6 +56,7 @@ def content(
     plan: Plan,
     output: OutputPlan,
     crc32: Mapping[str, int],
+    sources: Mapping[str, str],
     side: Mapping[str, int],
     versions: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -74,7 +77,10 @@ def content(
         "container": output.container.name,
         "layout": output.layout.name,
         "source": {
-            "files": {file.name: [file.size, file.version, file.header_hash] for file in plan.checkpoint.files},
+            "files": {
+                file.name: [file.size, file.version, file.header_hash] for file in plan.stores.files_of(plan.adapter)
+            },
+            "checksums": dict(sorted(sources.items())),
             "tensors": len(plan.checkpoint.tensors),
             **({DEQUANTIZED: plan.checkpoint.decoded_from} if plan.checkpoint.decoded else {}),
             **({"loras": [lora.as_dict() for lora in plan.loras.files]} if plan.loras.files else {}),

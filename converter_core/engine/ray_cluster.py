@@ -6,6 +6,7 @@ Standard Ray and nothing more: an actor for each worker, one CPU each, and a GPU
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -62,7 +63,7 @@ def _import() -> ModuleType:
         os.environ.setdefault(name, value)
     try:
         with _own_signals():
-            import ray
+            ray: ModuleType = importlib.import_module("ray")
     except ImportError:
         raise PlanError("performance.executor: ray is not installed: pip install 'model-converter[ray]'") from None
     return ray

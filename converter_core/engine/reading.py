@@ -13,6 +13,7 @@ from ..api.tensors import raw, typed
 from ..api.values import TensorSpec
 from ..planning.jobs import BoundTensor
 from ..planning.stores import Stores
+from .source_sums import SourceSums
 
 if TYPE_CHECKING:
     from ..api.values import Parts
@@ -25,6 +26,7 @@ READ_AHEAD = 16 << 20
 class _Span:
     """Bytes of one tensor, and where they go in the buffer."""
 
+    role: str
     bound: BoundTensor
     begin: int
     nbytes: int
@@ -32,12 +34,20 @@ class _Span:
 
 
 class Reader:
-    """For one thread. What it returns is valid until it reads again, unless it has a buffer of its own each time."""
+    """For one thread. What it returns is valid until it reads again, unless it has a buffer of its own each time.
 
-    def __init__(self, stores: Stores, stream: DeviceStream, own_buffer: bool = False) -> None:
+    sums: is told of everything that is read. unchecked: roles whose values, of what was read last, may
+    not be finite.
+    """
+
+    def __init__(
+        self, stores: Stores, stream: DeviceStream, own_buffer: bool = False, sums: SourceSums | None = None
+    ) -> None:
         self.stores = stores
         self.stream = stream
         self.own_buffer = own_buffer
+        self.sums = sums
+        self.unchecked: frozenset[str] = frozenset()
         self._advised: dict[tuple[str, str], int] = {}
 
     def read(self, sources: Mapping[str, Sequence[BoundTensor]], start: int, stop: int, rows: int) -> Parts:
@@ -48,16 +58,22 @@ class Reader:
         for role, several in sources.items():
             first = end
             for bound, begin, nbytes in _pieces(several, start, stop, rows):
-                spans.append(_Span(bound, begin, nbytes, end))
+                spans.append(_Span(role, bound, begin, nbytes, end))
                 end += nbytes
             placed[role] = first, _read_spec(several, start, stop, rows)
             end = -(-end // ALIGNMENT) * ALIGNMENT
         host = torch.empty(end, dtype=torch.uint8) if self.own_buffer else self.stream.buffer(end)
         buffer = raw(host)
         for span in spans:
-            file = self.stores.file(span.bound.path)
-            file.read(span.bound.ref.key, span.begin, buffer[span.at : span.at + span.nbytes])
+            file, data = self.stores.file(span.bound.path), buffer[span.at : span.at + span.nbytes]
+            file.read(span.bound.ref.key, span.begin, data)
+            if self.sums is not None:
+                self.sums.add(span.bound, span.begin, data)
             self._read_ahead(span.bound, span.begin + span.nbytes)
+        sums = self.sums
+        self.unchecked = frozenset(
+            span.role for span in spans if sums is None or not sums.finite(span.bound, span.begin + span.nbytes)
+        )
         device = self.stream.upload(host)
         return {role: typed(device[at : at + spec.nbytes], spec) for role, (at, spec) in placed.items()}
 

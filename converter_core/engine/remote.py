@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from ..output.staging import StagedFile
 from ..planning.jobs import Export, Job
 from ..planning.plan import Plan
 from .executor import JobWorker, WorkerLost
-from .job_runner import Checksums
+from .job_runner import MadeOf
 from .remote_worker import Failure, Order
 from .worker_pool import POLL, WorkerPool
 
@@ -121,7 +121,7 @@ class _Far:
                 if failure is not None:
                     raise failure.error()
 
-    def do(self, job: Job, exports: Sequence[Export]) -> Checksums:
+    def do(self, job: Job, exports: Sequence[Export]) -> MadeOf:
         assert self.process is not None
         number = self.run.number_of[id(job)]
         before = None if self.proven else self._here(exports)
@@ -137,7 +137,7 @@ class _Far:
         if before is not None:
             self._prove(exports, before, found)
         self.run.pool.advance(job.source_nbytes)
-        sums: Checksums = found
+        sums: MadeOf = found
         return sums
 
     def end(self) -> None:
@@ -177,7 +177,7 @@ class _Far:
                 "ran out, lower performance.max_memory or num_workers"
             ) from death
 
-    def _here(self, exports: Sequence[Export]) -> Checksums:
+    def _here(self, exports: Sequence[Export]) -> dict[int, dict[str, int]]:
         """Of what lies in the files as this machine sees them."""
         found: dict[int, dict[str, int]] = {}
         for export in exports:
@@ -187,11 +187,11 @@ class _Far:
                 }
         return found
 
-    def _prove(self, exports: Sequence[Export], before: Checksums, told: Checksums) -> None:
+    def _prove(self, exports: Sequence[Export], before: Mapping[int, Mapping[str, int]], told: MadeOf) -> None:
         """The first job that changes anything shows whether the worker's files are ours."""
         here = self._here(exports)
         for export in exports:
-            for key, crc32 in told[export.output].items():
+            for key, crc32 in told[export.output].crc32.items():
                 if here[export.output][key] != crc32:
                     path = self.run.plan.outputs[export.output].path
                     raise ConversionError(

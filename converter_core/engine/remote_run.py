@@ -56,6 +56,12 @@ class RemoteRun(OutputRun):
         self._open_book()
         super().compare()
 
+    def _compare_sources(self) -> None:
+        """Parts that were sent cannot be made again one by one."""
+        super()._compare_sources()
+        if self.claims.stale:
+            self.begun = None
+
     def _open_book(self) -> UploadBook:
         if self.book is None:
             self.staging.make()
@@ -158,8 +164,8 @@ class RemoteRun(OutputRun):
             self._note(tensor.key for tensor in export.tensors)
         return found
 
-    def done(self, job: Job, export: Export, crc32: Mapping[str, int]) -> None:
-        super().done(job, export, crc32)
+    def done(self, job: Job, export: Export, crc32: Mapping[str, int], source: str) -> None:
+        super().done(job, export, crc32, source)
         self._note(tensor.key for tensor in export.tensors)
 
     def _note(self, keys: Iterable[str]) -> None:
@@ -186,7 +192,7 @@ class RemoteRun(OutputRun):
             sent = dict(pool.map(self._published_now, (name for name in names if name not in stay)))
         self._delete(sorted(replaces - {*names, manifest}))
         versions = self._check(names, sent)
-        self.staging.put(manifest, dump(content(plan, self.plan, self.crc32, side, versions)))
+        self.staging.put(manifest, dump(content(plan, self.plan, self.crc32, self.sources, side, versions)))
         self._put(manifest)
         self.staging.remove()
 

@@ -26,7 +26,7 @@ from ..planning.plan import Plan
 from ..planning.planner import make_plan
 from ..plugins.registry import load_plugins
 from ..recipe.check_performance import THREADS
-from .job_runner import Checksums, JobRunner, Lane
+from .job_runner import JobRunner, Lane, MadeOf
 from .memory import keep_freed_memory
 
 
@@ -34,12 +34,14 @@ from .memory import keep_freed_memory
 class Order:
     """What a worker is told. recipe: in the schema of the YAML file. folder: that relative paths begin at.
 
-    marks: number of an output that is to be made -> value and ingredients of its fingerprint.
+    marks: number of an output that is to be made -> value and ingredients of its fingerprint. versions: of the source
+    files, which are no part of it: a file with the same header on another disk may hold other values.
     """
 
     recipe: Mapping[str, Any]
     folder: str
     marks: Mapping[int, tuple[str, Mapping[str, Any]]]
+    versions: Mapping[str, Any]
 
     @classmethod
     def of(cls, plan: Plan, outputs: Sequence[int]) -> Order:
@@ -51,7 +53,9 @@ class Order:
             "executor": THREADS,
         }
         prints = {number: plan.outputs[number].fingerprint for number in outputs}
-        return cls(recipe, str(Path.cwd()), {number: (one.value, dict(one.made_of)) for number, one in prints.items()})
+        marks = {number: (one.value, dict(one.made_of)) for number, one in prints.items()}
+        versions = {file.name: [file.version] for file in plan.stores.files_of(plan.adapter)}
+        return cls(recipe, str(Path.cwd()), marks, versions)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class RemoteWorker:
             return Failure(type(error).__name__, tuple(f"node {socket.gethostname()}: {one}" for one in problems))
         return None
 
-    def do(self, number: int, outputs: Sequence[int]) -> Checksums | Failure:
+    def do(self, number: int, outputs: Sequence[int]) -> MadeOf | Failure:
         """number: of the job in the plan."""
         job = self.plan.jobs[number]
         exports = [export for export in job.exports if export.output in outputs]
@@ -103,11 +107,9 @@ class RemoteWorker:
         for number, (value, made_of) in order.marks.items():
             output = self.plan.outputs[number]
             if output.fingerprint.value != value:
-                differs = ", ".join(map(shown, Begun(value, made_of).differences(output.fingerprint)))
-                raise ConversionError(
-                    f"plans another conversion than the driver: {differs} differ; install the same versions on every "
-                    "node, and let the source lie on a file system that all of them share"
-                )
+                raise ConversionError(_other_plan(Begun(value, made_of).differences(output.fingerprint)))
+            if moved := output.fingerprint.moved(order.versions, 1):
+                raise ConversionError(_other_plan([f"the modification time of {name}" for name in moved]))
             self._stagings[number] = self._joined(Staging(self._folder(output.path), output.name, output.file_layouts))
         self.runner = JobRunner(self.plan, self._open, durable=True)
         self.lane: Lane = self._stack.enter_context(self.runner.lane(0))
@@ -129,6 +131,13 @@ class RemoteWorker:
     def _open(self, export: Export) -> StagedFile:
         output = self.plan.outputs[export.output]
         return self._stagings[export.output].open(output.weight_map[export.tensors[0].key])
+
+
+def _other_plan(differs: Sequence[str]) -> str:
+    return (
+        f"plans another conversion than the driver: {', '.join(map(shown, differs))} differ; install the same versions "
+        "on every node, and let the source lie on a file system that all of them share"
+    )
 
 
 def _not_shared(path: object) -> str:

@@ -6,7 +6,8 @@ height shows in the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,7 @@ from .finite import check_finite
 from .merging import Merger
 from .prepared import Prepared
 from .reading import Reader
+from .source_sums import SourceSums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,9 +56,15 @@ class Worker:
         self.advance = advance
         self.prepared = prepared
 
-    def run(self, job: Job, exports: Sequence[Export], cut: Cut, write: Write) -> None:
-        """exports: those of the job that are to be made. Raises ConversionError naming the tensor."""
-        source = _Rows(self, job)
+    def run(
+        self, job: Job, exports: Sequence[Export], cut: Cut, write: Write
+    ) -> tuple[SourceSums, Mapping[int, Counter[str]]]:
+        """exports: those of the job that are to be made. Raises ConversionError naming the tensor.
+
+        What was read of the source, as checksums; by the number of the output what its quantizer counted.
+        """
+        sums = SourceSums(self.stores, job, exports)
+        source = _Rows(self, job, sums)
         making: list[_Making] = []
         for export in exports:
             making.append(_Making(export, source, cut, write, next((one for one in making if one.gives(export)), None)))
@@ -78,16 +86,18 @@ class Worker:
             for one in making:
                 one.parts = {}
             self.advance(job.source_nbytes * (stop - start) // max(source.rows, 1))
+        return sums, {one.export.output: (one.twin or one).counts for one in making}
 
 
 class _Rows:
     """The rows of a job's weight. The last run is kept, so that an observing pass over all of it is one read."""
 
-    def __init__(self, worker: Worker, job: Job) -> None:
+    def __init__(self, worker: Worker, job: Job, sums: SourceSums) -> None:
         self.worker = worker
         self.job = job
+        self.sums = sums
         self.rows = job.spec.shape[0] if job.spec.shape else 1
-        self.reader = Reader(worker.stores, worker.stream)
+        self.reader = Reader(worker.stores, worker.stream, sums=sums)
         self._context = WeightContext(job.info, job.info.name, job.spec, model=job.model)
         self._merger = Merger(job.terms, worker.stores, worker.stream, self.rows)
         self._last: tuple[int, int, Tensor] | None = None
@@ -111,14 +121,14 @@ class _Rows:
         return self._last[2]
 
     def _check(self, sources: Parts, start: int) -> None:
-        for role, tensor in sources.items():
+        for role in sorted(self.reader.unchecked):
             bound = self.job.sources[role][0]
             file = self.worker.stores.file(bound.path).file_of(bound.ref.key)
-            check_finite(tensor, f"{file}: {bound.ref.key!r}", start)
+            check_finite(sources[role], f"{file}: {bound.ref.key!r}", start)
 
 
 class _Making:
-    """One export under way: what was observed, the parts of the slab so far, what is the same in every slab.
+    """One export under way: what was observed, the parts of the slab so far, what is the same in every slab, counts.
 
     twin: another that makes the same parts; they are made once and encoded by each.
     """
@@ -132,6 +142,7 @@ class _Making:
         self.observed: dict[str, Tensor] = {}
         self.parts: dict[str, Tensor] = {}
         self.once: dict[str, bytes] = {}
+        self.counts: Counter[str] = Counter()
         stream, inputs = source.worker.stream, export.inputs if twin is None else {}
         self._by_rows = {
             name: (given,) for name, given in inputs.items() if isinstance(given, BoundTensor) and given.ref.by_rows
@@ -176,18 +187,21 @@ class _Making:
             return
         given = {**self._held, **self.observed}
         if self._by_rows:
-            reader = Reader(self.source.worker.stores, self.source.worker.stream, own_buffer=True)
+            worker = self.source.worker
+            reader = Reader(worker.stores, worker.stream, own_buffer=True, sums=self.source.sums)
             given |= reader.read(self._by_rows, first, last, self.source.rows)
         if BIAS in given:
             merged = self._bias_merger.merged(given[BIAS], first, last)
             given[BIAS] = merged.to(given[BIAS].dtype)
-        parts = dict(self.export.quantizer.quantize(as_taken(self.export.quantizer, weight), **given))
+        quantizer = self.export.quantizer
+        parts = dict(quantizer.quantize(as_taken(quantizer, weight), **given))
+        self.counts.update({name: int(parts.pop(name)) for name in quantizer.counted if name in parts})
         if BIAS in given:
             parts.setdefault(BIAS, given[BIAS])
         if (first, last) == slab:
             self.parts = parts
             return
-        fine, start = self.export.quantizer.row_block or 1, slab[0]
+        fine, start = quantizer.row_block or 1, slab[0]
         for role, part in parts.items():
             height = self._height(role)
             if not height:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..api.values import TensorSpec
+from ..checkpoint.checkpoint import SourceFile
 from ..errors import CheckpointError, shown
 from ..trusted import open_regular
 
@@ -20,14 +20,19 @@ from ..trusted import open_regular
 class Fingerprint:
     """value: sha256 hex of ``made_of``, whose entries tell what changed when it differs.
 
-    identity: of the source files that are on a disk of this machine, [inode, time of the last change of anything, of
-    the content]. It is no part of the value, but an interrupted run is resumed with the very same files alone: a file
-    of another content can have the same size and be given the same time.
+    identity: of every source file [version], which is the time of its last change or an ETag, and of one on a disk of
+    this machine its inode and the time of the last change of anything too. It is no part of the value: a copy has
+    another one. Where it differs, checksums of what was read of the source decide.
     """
 
     value: str
     made_of: Mapping[str, Any]
-    identity: Mapping[str, list[int]] = field(default_factory=dict)
+    identity: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+
+    def moved(self, identity: Mapping[str, Any], parts: int | None = None) -> tuple[str, ...]:
+        """Source files that are not known to be the very same as then. parts: how much of an identity counts."""
+        now = {name: list(known[:parts]) for name, known in self.identity.items()}
+        return tuple(sorted(name for name, known in now.items() if identity.get(name) != known))
 
 
 def digest(value: Any) -> str:
@@ -38,35 +43,29 @@ def digest(value: Any) -> str:
 
 def fingerprint(
     recipe: Mapping[str, Any],
-    sources: Iterable[tuple[str, int, int | str, str]],
+    sources: Iterable[SourceFile],
     inputs: Mapping[str, str],
     distributions: Mapping[str, str],
-    paths: Mapping[str, str] | None = None,
+    copies: Mapping[str, str],
 ) -> Fingerprint:
-    """recipe: as_dict(). sources: (name, size, version, header hash). inputs: of files that the recipe names, by path,
-    ``content_hash``.
-    paths: name of a source file -> where it is.
+    """recipe: as_dict(). inputs: of files that the recipe names, by path, ``content_hash``. copies: of those beside the
+    weights, by name.
 
-    Where source, inputs and output lie, and how their paths were typed, is no part of it.
+    Where source, inputs and output lie, and how their paths were typed, is no part of it; nor are times.
     """
+    sources = tuple(sources)
     asked = {section: _without_paths(values, inputs) for section, values in recipe.items() if section != "performance"}
     for section, keys in _PLACES.items():
         for key in keys:
             asked.get(section, {}).pop(key, None)
     made_of = {
         **{f"recipe: {section}": values for section, values in asked.items()},
-        **{f"source file {name}": [size, version, header] for name, size, version, header in sources},
+        **{f"source file {file.name}": [file.size, file.header_hash] for file in sources},
         **{f"file {Path(path).name}": content for path, content in inputs.items()},
+        **{f"side file {name}": content for name, content in copies.items()},
         **{f"version of {name}": number for name, number in distributions.items()},
     }
-    return Fingerprint(digest(made_of), made_of, dict(_identities(paths or {})))
-
-
-def _identities(paths: Mapping[str, str]) -> Iterator[tuple[str, list[int]]]:
-    for name, path in paths.items():
-        with suppress(OSError, ValueError):  # it lies elsewhere
-            status = Path(path).stat()
-            yield name, [status.st_ino, status.st_ctime_ns, status.st_mtime_ns]
+    return Fingerprint(digest(made_of), made_of, {file.name: file.identity for file in sources})
 
 
 _PLACES = {"source": ("path", "calibration", "on_unmatched"), "output": ("path", "overwrite", "state_folder")}

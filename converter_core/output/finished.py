@@ -13,6 +13,7 @@ from typing import Any
 
 from ..api.values import FileLayout
 from ..errors import CheckpointError
+from .fingerprint import Fingerprint
 from .place import Place, Standing
 
 VERSION = "version"
@@ -23,17 +24,30 @@ VERSION = "version"
 class Finished:
     """damaged: file -> what is wrong with it. touched: files with another modification time or ETag, in order.
 
-    crc32: tensor -> checksum. sides: file that is not weights -> checksum.
+    crc32: tensor -> checksum. sides: file that is not weights -> checksum. moved: source files that have another time
+    (or ETag) than those it was made of. sources: weight -> checksum of what was read of the source for it.
     """
 
     damaged: Mapping[str, str]
     touched: tuple[str, ...]
     crc32: Mapping[str, int]
     sides: Mapping[str, int]
+    moved: tuple[str, ...]
+    sources: Mapping[str, str]
+
+    @property
+    def is_right(self) -> bool:
+        """Nothing shows that a file of it or of its source changed since."""
+        return not (self.damaged or self.touched or self.moved)
 
 
 def meet(
-    folder: Place, own: str, manifest: Mapping[str, Any], layouts: Mapping[str, FileLayout], planned: Collection[str]
+    folder: Place,
+    own: str,
+    manifest: Mapping[str, Any],
+    layouts: Mapping[str, FileLayout],
+    planned: Collection[str],
+    now: Fingerprint,
 ) -> Finished | str:
     """own: the manifest's name. planned: every file of the conversion. Text: why the manifest is not believed."""
     files: Mapping[str, Mapping[str, Any]] = manifest["files"]
@@ -43,7 +57,9 @@ def meet(
         crc32 = {key: int(entry["crc32"], 16) for key, entry in manifest["tensors"].items()}
         sides = {name: int(entry["crc32"], 16) for name, entry in files.items() if name not in layouts}
         sizes = {name: layouts[name].size if name in layouts else int(entry["size"]) for name, entry in files.items()}
-    except (AttributeError, KeyError, TypeError, ValueError):
+        versions = {name: [entry[1]] for name, entry in manifest["source"]["files"].items()}
+        sources = {str(weight): str(sums) for weight, sums in manifest["source"]["checksums"].items()}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return "is not laid out as a manifest of this tool"
     if any(key not in crc32 for layout in layouts.values() for key in layout.offsets):
         return "lists other tensors than this conversion makes"
@@ -57,7 +73,7 @@ def meet(
             damaged[name] = reason
         elif there is not None and there.mark != files[name].get(VERSION, time):
             touched.append(name)
-    return Finished(damaged, tuple(touched), crc32, sides)
+    return Finished(damaged, tuple(touched), crc32, sides, now.moved(versions, 1), sources)
 
 
 def wrong_at_sight(folder: Place, name: str, there: Standing | None, size: int, layout: FileLayout | None) -> str:

@@ -25,7 +25,8 @@ NEW = f"{NAME}.new"
 
 @dataclass(frozen=True)
 class Begun:
-    """What a journal says. done: weight -> key -> crc32. publishes: files that are being given their final names.
+    """What a journal says. done: weight -> key -> crc32. sources: weight -> checksum of what was read of the source for
+    it. publishes: files that are being given their final names.
 
     replaces: files of other conversions that the run was told to replace. orphans: those of them that had no manifest
     any more when it began, because an earlier run was interrupted while it replaced them. identity: of the sources.
@@ -38,16 +39,14 @@ class Begun:
     done: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     publishes: frozenset[str] = frozenset()
     identity: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def resumes(self, now: Fingerprint) -> bool:
-        """The same conversion, and of the very same files."""
-        return self.fingerprint == now.value and self.identity == now.identity
+        """The same conversion, of files with the same headers."""
+        return self.fingerprint == now.value
 
     def differences(self, now: Fingerprint) -> list[str]:
         """Which ingredients of the fingerprint are not what they were, for a message."""
-        if self.fingerprint == now.value:
-            names = sorted({*self.identity, *now.identity})
-            return [f"source file {name}" for name in names if self.identity.get(name) != now.identity.get(name)]
         keys = sorted({*self.made_of, *now.made_of})
         return [key for key in keys if self.made_of.get(key) != _jsonable(now.made_of.get(key))]
 
@@ -70,12 +69,19 @@ def read(staging: Folder) -> Begun | None:
         return None
     named = {what: [head.get(what, [])] for what in ("replaces", "orphans", "publishes")}
     done: dict[str, dict[str, int]] = {}
+    sources: dict[str, str] = {}
+    identity = head.get("identity")
     for entry in entries:
         if "publishes" in entry:
             named["publishes"].append(entry["publishes"])
             named["replaces"].append(entry.get("replaces", []))
         elif isinstance(entry.get("weight"), str) and _are_checksums(entry.get("crc32")):
             done[entry["weight"]] = entry["crc32"]
+            sources[entry["weight"]] = str(entry.get("source", ""))
+        elif "identity" in entry and isinstance(entry.get("stale"), list):
+            identity = entry["identity"]
+            for weight in filter(done.__contains__, map(str, entry["stale"])):
+                del done[weight], sources[weight]
     for names in (names for several in named.values() for names in several):
         if not isinstance(names, list) or not all(map(is_inside, names)):
             raise CheckpointError(
@@ -83,9 +89,8 @@ def read(staging: Folder) -> Begun | None:
                 f"remove {shown(staging.path)}"
             )
     files = {what: frozenset[str]().union(*several) for what, several in named.items()}
-    identity = head.get("identity")
     identity = identity if isinstance(identity, dict) else {}
-    return Begun(head["fingerprint"], head["made_of"], done=done, identity=identity, **files)
+    return Begun(head["fingerprint"], head["made_of"], done=done, identity=identity, sources=sources, **files)
 
 
 def _are_checksums(value: Any) -> bool:
@@ -124,8 +129,13 @@ class Journal:
         staging.sync()
         return cls(staging)
 
-    def done(self, weight: str, crc32: Mapping[str, int]) -> None:
-        self._append({"weight": weight, "crc32": crc32})
+    def done(self, weight: str, crc32: Mapping[str, int], source: str) -> None:
+        self._append({"weight": weight, "crc32": crc32, "source": source})
+
+    def compared(self, identity: Mapping[str, Any], stale: Iterable[str]) -> None:
+        """The weights so far are of these source files too, but for the stale ones, which are done no longer."""
+        self._append({"identity": identity, "stale": sorted(stale)})
+        os.fsync(self._fd)  # before a weight that is made of these files can be believed to be made of others
 
     def publishing(self, files: Iterable[str], replaces: Iterable[str]) -> None:
         """From here on files may stand under their final names, and those that they replace may be gone."""

@@ -40,7 +40,7 @@ class OutputState:
     @property
     def done(self) -> bool:
         """Published, and nothing shows that a file changed since."""
-        return self.finished is not None and not self.finished.damaged and not self.finished.touched
+        return self.finished is not None and self.finished.is_right
 
 
 def check_apart(output: Path, source: Path, files: Iterable[Path]) -> list[str]:
@@ -74,8 +74,12 @@ def output_state(
     planned: Iterable[str],
     print_: Fingerprint,
     overwrite: bool,
+    other_source: bool = False,
 ) -> OutputState:
-    """layouts: of the weight files. planned: every file that would be published, the manifest included."""
+    """layouts: of the weight files. planned: every file that would be published, the manifest included.
+
+    other_source: what is published here was made of other source files, though their headers are the same.
+    """
     try:
         folder = Folder.open(output.folder)
     except FileNotFoundError:
@@ -91,7 +95,8 @@ def output_state(
         return OutputState(problems=(f"{output.folder}: cannot be looked into ({error.strerror})",))
     try:
         unfinished = look_for_unfinished(folder, name) if folder is not None else Unfinished()
-        return _Survey(output.place(folder), unfinished, name, layouts, frozenset(planned), print_).state(overwrite)
+        survey = _Survey(output.place(folder), unfinished, name, layouts, frozenset(planned), print_)
+        return survey.state(overwrite, other_source)
     except OSError as error:
         where = shown(error.filename or output)
         return OutputState(problems=(f"{where}: cannot be looked into ({error.strerror}); move it away",))
@@ -120,16 +125,16 @@ class _Survey:
         self.own = manifest_name(name)
         self.unfinished = unfinished
         begun = unfinished.begun
-        self.same = begun is not None and begun.fingerprint == print_.value
         self.resumes = begun is not None and begun.resumes(print_)
         self.manifests: Manifests = manifests_in(folder)
 
-    def state(self, overwrite: bool) -> OutputState:
+    def state(self, overwrite: bool, other_source: bool) -> OutputState:
         staged = self.unfinished.staged if self.resumes else 0
-        if self.manifests.read.get(self.own, {}).get("fingerprint") == self.print_.value:
-            found = meet(self.folder, self.own, self.manifests.read[self.own], self.layouts, self.planned)
+        if not other_source and self.manifests.read.get(self.own, {}).get("fingerprint") == self.print_.value:
+            own = self.manifests.read[self.own]
+            found = meet(self.folder, self.own, own, self.layouts, self.planned, self.print_)
             if isinstance(found, Finished):
-                leftover = self.unfinished.exists and (self.same or self.unfinished.empty)
+                leftover = self.unfinished.exists and (self.resumes or self.unfinished.empty)
                 return OutputState(found, self.resumes, staged, leftover, warnings=tuple(self._damages(found)))
             self._refuse_own(found)
         met, asked, foreign = self._conflicts()
@@ -144,9 +149,17 @@ class _Survey:
             replaces=tuple(sorted(gone)),
             orphans=tuple(sorted(gone & self._orphans())),
             problems=tuple(problems),
-            warnings=tuple(self._beside(met, gone)),
+            warnings=(*self._moved(), *self._beside(met, gone)),
             changed=tuple(begun.differences(self.print_)) if begun and not self.resumes else (),
         )
+
+    def _moved(self) -> Iterable[str]:
+        begun = self.unfinished.begun
+        if begun is not None and self.resumes and (moved := self.print_.moved(begun.identity)):
+            yield (
+                f"{self.path}: by inode or times, {_some(moved)} may be another source than the interrupted run there "
+                "had; convert reads again what finished weights were made of, and compares the checksums"
+            )
 
     def _refuse_own(self, reason: str) -> None:
         """Believe nothing that the manifest of this name says."""
@@ -171,7 +184,7 @@ class _Survey:
                 asked.append(file)
             elif file in orphans:
                 asked.append(file)
-            elif not (self.same and file in self.unfinished.publishes):
+            elif not (self.resumes and file in self.unfinished.publishes):
                 foreign.append(file)
         asked += sorted(file for file in orphans - self.planned if self.folder.standing(file) is not None)
         return met, asked, foreign
@@ -186,7 +199,7 @@ class _Survey:
             return frozenset()
         found = begun.orphans | (begun.replaces if begun.publishes else frozenset())
         published = begun.publishes - self.unfinished.files
-        found = found - published if self.same else found | begun.publishes
+        found = found - published if self.resumes else found | begun.publishes
         return frozenset(
             file for file in found if not any(self._owns(name, file) for name in self.manifests.read if name != file)
         )
@@ -203,6 +216,11 @@ class _Survey:
     def _damages(self, found: Finished) -> Iterable[str]:
         for file, wrong in found.damaged.items():
             yield f"{self.path}: {shown(file)} {wrong}; it is made again"
+        if found.moved:
+            yield (
+                f"{self.path}: was made of a source with other modification times (now {_some(found.moved)}); convert "
+                "reads the source again and compares the checksums"
+            )
         if found.touched:
             yield (
                 f"{self.path}: {_some(found.touched)} may have changed since the conversion, by its time or ETag; "

@@ -15,7 +15,6 @@ from ..api.targets import Target
 from ..api.tensors import spec_of
 from ..api.values import Extras, FileLayout, OutputTensor, PlannedWeight, TensorSpec, WeightInfo
 from ..api.writers import PartWriter
-from ..checkpoint.checkpoint import SourceFile
 from ..checkpoint.files import weight_suffixes
 from ..errors import CheckpointError, PlanError, PluginError, Refused
 from ..output import fingerprint, side_files
@@ -49,11 +48,11 @@ def finish(made: Draft, source: SourcePlan, destination: Destination) -> tuple[O
     problems += file_layout.unstorable(container, weights)
     if problems:
         raise PlanError(*problems)
-    files = file_layout.spread(made.layout, container, made.name, weights)
-    if target.one_file and len(files) > 1:
+    placed = file_layout.spread(made.layout, container, made.name, weights)
+    if target.one_file and len(placed) > 1:
         problems.append(
             f"{recipe.where('target.layout')}: target {target.name} reads one file, and layout {made.layout.name} "
-            f"makes {len(files)}; leave the layout out, or choose one that makes a single file"
+            f"makes {len(placed)}; leave the layout out, or choose one that makes a single file"
         )
     quantizers = {assignment.quantizer for assignment in made.assignments.all}
     inputs = sorted({*_input_files(quantizers, recipe.source.calibration), *source.adapter.input_files()})
@@ -68,13 +67,14 @@ def finish(made: Draft, source: SourcePlan, destination: Destination) -> tuple[O
         **numbers,
         **extras.metadata,
     }
-    layouts = _placed(made, files, metadata)
-    weight_map = {tensor.key: file for file, group in files.items() for weight in group for tensor in weight.outputs}
+    layouts = _placed(made, placed, metadata)
+    weight_map = {tensor.key: file for file, group in placed.items() for weight in group for tensor in weight.outputs}
     side, copies = _side(made, source, extras, weights, weight_map, problems)
     distributions = _distributions(made, source, quantizers)
     contents = {**{path: fingerprint.content_hash(path) for path in inputs}, **source.loras.contents()}
-    paths = {file.name: file.path for file in _read_files(source)}
-    mark = fingerprint.fingerprint(recipe.as_dict(), _source_files(source, copies), contents, distributions, paths)
+    files = source.stores.files_of(source.adapter)
+    beside = {name: fingerprint.content_hash(str(path)) for name, path in copies.items()}
+    mark = fingerprint.fingerprint(recipe.as_dict(), files, contents, distributions, beside)
     planned = (*layouts, *side, *copies, manifest_name(made.name))
     state = output_folder.output_state(destination, made.name, layouts, planned, mark, recipe.output.overwrite)
     pending = None
@@ -127,24 +127,6 @@ def _metadata(made: Draft, source: SourcePlan, inputs: Sequence[str]) -> dict[st
     before = provenance.load(source.tensors.metadata) if source.quantized else ()
     told = before or provenance.schemes_of(made.recipe.quantization)
     return file_layout.header_metadata(told, inputs, source.stores.base.tensors)
-
-
-def _read_files(source: SourcePlan) -> list[SourceFile]:
-    files = [*source.stores.base.files]
-    for path in source.adapter.stores().values():
-        files += source.stores.file(path).files
-    return files
-
-
-def _source_files(source: SourcePlan, copies: Mapping[str, Path]) -> list[tuple[str, int, int | str, str]]:
-    """(name, size, mtime, header hash) of every file that the output is made of."""
-    found: list[tuple[str, int, int | str, str]] = [
-        (file.name, file.size, file.version, file.header_hash) for file in _read_files(source)
-    ]
-    for name, copied in copies.items():
-        stat = copied.stat()
-        found.append((name, stat.st_size, stat.st_mtime_ns, ""))
-    return found
 
 
 def _placed(

@@ -14,6 +14,7 @@ from ..api.models import ModelAdapter
 from ..api.targets import Target
 from ..api.values import Extras, FileLayout, Parts, PlannedWeight
 from ..checkpoint.checkpoint import Checkpoint
+from ..errors import PlanError
 from ..output import state as output_folder
 from ..output.destination import Destination
 from ..output.fingerprint import Fingerprint
@@ -135,6 +136,19 @@ class OutputPlan:
         weights = sum(size for name, size in sizes.items() if name in self.files)
         held = weights if self.pending is None else min(weights, self.pending)
         return max(0, held + sum(sizes.values()) - weights + texts - self.state.staged)
+
+    def current_state(self, other_source: bool = False) -> OutputState:
+        """Of the output folder now, once it is locked: what was planned with may have changed. PlanError.
+
+        other_source: what is published there was made of other source files, though their headers are the same.
+        """
+        layouts, overwrite = self.file_layouts, self.recipe.output.overwrite
+        found = output_folder.output_state(
+            self.destination, self.name, layouts, self.published, self.fingerprint, overwrite, other_source
+        )
+        if found.problems:
+            raise PlanError(*found.problems)
+        return found
 
     @property
     def status(self) -> str:

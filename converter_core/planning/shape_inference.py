@@ -39,7 +39,7 @@ class ShapeInference:
         info = encoding.context.info
         case = (
             quantizer,
-            id(encoding.target),
+            encoding.target,
             encoding.passthrough,
             encoding.bias is None,
             (info.kind, info.module),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from ..api.models import ModelAdapter
 from ..api.quantizers import Quantizer
 from ..api.tensors import raw, typed
 from ..api.values import BASE, TensorSpec
-from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint, SourceFile
 from ..errors import PlanError, PluginError, unknown
 
 
@@ -71,6 +72,15 @@ class Stores:
     def others(self) -> dict[str, Checkpoint]:
         """By path, without the checkpoint."""
         return {path: file for path, file in self._files.items() if path}
+
+    def files_of(self, adapter: ModelAdapter) -> tuple[SourceFile, ...]:
+        """Every file that weights are read from: of the checkpoint, and of what the adapter names beside it."""
+        others = (
+            replace(file, name=f"{store}: {file.name}")
+            for store, path in adapter.stores().items()
+            for file in self._file(path).files
+        )
+        return (*self.base.files, *others)
 
     def check_open(self) -> None:
         """PlanError once they were closed: a plan is carried out once."""

@@ -13,7 +13,7 @@ from ..errors import RecipeError
 from ..plugins.registry import Registry, load_plugins
 from .check import problems_of
 from .check_performance import THREADS
-from .options import make_plugin, make_quantizer, quantizer_for
+from .options import make_plugin, quantizer_for
 from .schema import Problem
 from .values import (
     ExportSection,
@@ -45,7 +45,6 @@ __all__ = [
     "check_recipe",
     "load_recipe",
     "make_plugin",
-    "make_quantizer",
     "quantizer_for",
 ]
 

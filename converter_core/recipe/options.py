@@ -29,11 +29,6 @@ def make_plugin(cls: type[T], options: Mapping[str, Any], path: str = "") -> T:
     return plugin
 
 
-def make_quantizer(cls: type[Quantizer], options: Mapping[str, Any]) -> Quantizer:
-    """As ``make_plugin``."""
-    return make_plugin(cls, options)
-
-
 def quantizer_for(cls: type[Quantizer], options: Mapping[str, Any], target: Target) -> Quantizer:
     """As ``make_plugin``; options that are left out follow what the target takes."""
     made = make_plugin(cls, options)

@@ -198,7 +198,8 @@ def test_a_wan_transformer_made_by_diffusers(tmp_path: Path) -> None:
     }
     with converter_core.make_plan(recipe) as plan:
         assert [job.info.name for job in plan.jobs if job.exports[0].quantizer.name == "int8"]
-        converter_core.convert(plan)
+        result = converter_core.convert(plan)
+    assert sum("rows (" in note and "rounding: gptq of int8" in note for note in result.notes) == 1
     assert converter_core.verify(tmp_path / "out", folder).ok
 
     recipe["quantization"] = {

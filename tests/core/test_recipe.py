@@ -33,7 +33,6 @@ from converter_core.recipe.load import (
     check_recipe,
     load_recipe,
     make_plugin,
-    make_quantizer,
 )
 
 
@@ -345,14 +344,14 @@ def test_modules_of_a_model_that_is_yet_to_be_detected_are_left_to_the_plan(regi
     assert load_recipe(recipe, registry=registry).quantization.options == {"target_modules": ["anything"]}
 
 
-def test_make_quantizer():
-    made = make_quantizer(Coarse, {"weights": [1, 2], "clip": 3, "where": "a/b", "table": None})
+def test_a_plugin_is_made_of_options_as_they_stand_in_a_recipe():
+    made = make_plugin(Coarse, {"weights": [1, 2], "clip": 3, "where": "a/b", "table": None})
     assert made == Coarse(weights=(1.0, 2.0), clip=3.0, where=Path("a/b"))
     assert isinstance(made, Coarse)
     assert isinstance(made.clip, float)
     assert hash(made) == hash(Coarse(weights=(1.0, 2.0), clip=3.0, where=Path("a/b")))
     with pytest.raises(Refused, match=r"^coarse: stpes: unknown option of coarse 'stpes'; did you mean 'steps'"):
-        make_quantizer(Coarse, {"stpes": 3})
+        make_plugin(Coarse, {"stpes": 3})
 
 
 def test_an_option_that_cannot_be_hashed_is_refused():
@@ -362,7 +361,7 @@ def test_an_option_that_cannot_be_hashed_is_refused():
         mapping: Mapping[str, int] = field(default_factory=dict)
 
     with pytest.raises(Refused, match=r"loose.*unhashable"):
-        make_quantizer(Loose, {"mapping": {"a": 1}})
+        make_plugin(Loose, {"mapping": {"a": 1}})
 
 
 def test_check_recipe_of_a_value_built_in_python(registry):
@@ -451,7 +450,7 @@ def test_one_recipe_serves_every_method(method):
 def test_options_that_are_true_of_every_scheme(registry):
     recipe = {"method": "coarse", "options": {"per_channel": True, "symmetric": None}}
     assert load_recipe(with_(quantization=recipe), registry=registry).quantization.method == "coarse"
-    assert make_quantizer(Coarse, {"per_channel": True, "symmetric": True}) == Coarse()
+    assert make_plugin(Coarse, {"per_channel": True, "symmetric": True}) == Coarse()
     recipe = {"method": "coarse", "options": {"per_channel": False, "symmetric": 1, "per_chanel": True}}
     found = problems(registry, with_(quantization=recipe))
     at = "quantization.options"

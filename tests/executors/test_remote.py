@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from converter_core import ConversionError, ConverterError, PlanError, RecipeError, convert, load_recipe, make_plan
 from converter_core.engine import ray_cluster, remote, remote_worker
 from converter_core.engine.remote import Died
-from converter_core.engine.remote_worker import Order, RemoteWorker
+from converter_core.engine.remote_worker import RemoteWorker
+from converter_core.output.manifest import load_manifest
 from converter_core.planning import resources
 
 Ask = Callable[[RemoteWorker, str, tuple[Any, ...]], Any]
@@ -113,6 +115,8 @@ def test_the_bytes_are_those_of_threads(asked, cluster, tmp_path):
     events = []
     result = convert(far(recipe, tmp_path / "far"), progress=events.append)
     assert weights(tmp_path / "far") == weights(tmp_path / "out")
+    here, there = (load_manifest(tmp_path / folder / "wan.manifest.json")["source"] for folder in ("out", "far"))
+    assert here == there
     assert (made.started, made.ended) == (2, 2)
     assert events[-1].done == events[-1].total > 0
     assert result.outputs[0].counts == {"nvfp4": 36, "none": 83}
@@ -176,7 +180,7 @@ def test_a_worker_that_plans_something_else_is_refused(asked, cluster, tmp_path)
     def older(worker: RemoteWorker, method: str, args: tuple[Any, ...]) -> Any:
         if method == "prepare":
             marks = {n: ("0" * 64, {**made_of, "version of acme": "1"}) for n, (_, made_of) in args[0].marks.items()}
-            args = (Order(args[0].recipe, args[0].folder, marks),)
+            args = (replace(args[0], marks=marks),)
         return answered(worker, method, args)
 
     cluster(older)
@@ -184,11 +188,24 @@ def test_a_worker_that_plans_something_else_is_refused(asked, cluster, tmp_path)
         convert(far(asked(), tmp_path / "far"))
 
 
+def test_a_worker_that_reads_another_source_is_refused(asked, cluster, tmp_path):
+    """Its header is the same, and its file was written at another time."""
+
+    def apart(worker: RemoteWorker, method: str, args: tuple[Any, ...]) -> Any:
+        if method == "prepare":
+            args = (replace(args[0], versions={name: [1] for name in args[0].versions}),)
+        return answered(worker, method, args)
+
+    cluster(apart)
+    with pytest.raises(ConversionError, match=r"than the driver: the modification time of .*safetensors.* differ"):
+        convert(far(asked(), tmp_path / "far"))
+
+
 def test_a_worker_that_does_not_see_the_output_is_refused(asked, cluster, tmp_path):
     def elsewhere(worker: RemoteWorker, method: str, args: tuple[Any, ...]) -> Any:
         if method == "prepare":
             recipe = {**args[0].recipe, "output": {**args[0].recipe["output"], "path": str(tmp_path / "own")}}
-            args = (Order(recipe, args[0].folder, args[0].marks),)
+            args = (replace(args[0], recipe=recipe),)
         return answered(worker, method, args)
 
     cluster(elsewhere)
@@ -203,7 +220,7 @@ def test_a_worker_that_writes_into_a_folder_of_its_own_is_found_out(asked, clust
         if method == "prepare":
             shutil.copytree(tmp_path / "far", tmp_path / "own", dirs_exist_ok=True)
             recipe = {**args[0].recipe, "output": {**args[0].recipe["output"], "path": str(tmp_path / "own")}}
-            args = (Order(recipe, args[0].folder, args[0].marks),)
+            args = (replace(args[0], recipe=recipe),)
         return answered(worker, method, args)
 
     cluster(apart, 1)

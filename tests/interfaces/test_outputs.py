@@ -78,10 +78,10 @@ def test_a_resume_does_what_is_missing_of_each(
     done = OutputRun.done
     finished: list[str] = []
 
-    def stop_at_the_third(self: OutputRun, job: Any, export: Any, crc32: Any) -> None:
+    def stop_at_the_third(self: OutputRun, job: Any, export: Any, crc32: Any, source: str) -> None:
         if len(finished) == 4:
             raise KeyboardInterrupt
-        done(self, job, export, crc32)
+        done(self, job, export, crc32, source)
         finished.append(export.quantizer.name)
 
     monkeypatch.setattr(OutputRun, "done", stop_at_the_third)

@@ -66,7 +66,14 @@ odd = st.sampled_from([None, 1, "../decoy/victim.txt", {"../decoy": 1}, [["x"]],
 fingerprints = st.sampled_from(["SAME", "other"])
 journals = st.fixed_dictionaries(
     {"kind": st.just("journal"), "fingerprint": fingerprints},
-    optional={"replaces": names | odd, "orphans": names | odd, "publishes": names | odd, "later": names | odd},
+    optional={
+        "replaces": names | odd,
+        "orphans": names | odd,
+        "publishes": names | odd,
+        "later": names | odd,
+        "identity": odd,
+        "stale": names | odd,
+    },
 )
 manifests = st.fixed_dictionaries(
     {
@@ -116,18 +123,21 @@ class World:
             {"journal": self._journal, "manifest": self._manifest}.get(thing["kind"], self._thing)(thing)
 
     def _journal(self, thing: dict[str, Any]) -> None:
-        keys = ("replaces", "orphans", "publishes")
+        keys = ("replaces", "orphans", "publishes", "identity")
         head = {"fingerprint": thing["fingerprint"], "made_of": {}, **{key: thing[key] for key in keys if key in thing}}
         lines = [head] + ([{"publishes": thing["later"], "replaces": thing["later"]}] if "later" in thing else [])
+        if "stale" in thing:
+            lines.append({"weight": "norm.weight", "crc32": {"norm.weight": 1}, "source": thing["stale"]})
+            lines.append({"identity": thing["stale"], "stale": thing["stale"]})
         (self.out / STAGING).mkdir(exist_ok=True)
-        (self.out / STAGING / "journal.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        _write(self.out / STAGING / "journal.jsonl", "\n".join(map(json.dumps, lines)).encode())
 
     def _manifest(self, thing: dict[str, Any]) -> None:
         files = thing["files"]
         if isinstance(files, list):
             files = {name: {"size": 3, "crc32": "00000000"} for name in files if isinstance(name, str)}
         content = dump({"fingerprint": thing["fingerprint"], "files": files, "tensors": {}, "weights": {}})
-        (self.out / thing["place"]).write_bytes(content)
+        _write(self.out / thing["place"], content)
 
     def _thing(self, thing: dict[str, Any]) -> None:
         place = self.out / thing["place"]
@@ -143,6 +153,13 @@ class World:
             "zeros": lambda: place.symlink_to("/dev/zero"),
         }
         make[thing["kind"]]()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """OSError where a pipe was planted, which nobody reads."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o644)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def stopped_after(renames: int) -> Iterator[None]:
             count += 1
         real(self, name, to, new)
 
-    def done(self: Journal, weight: str, crc32: Any) -> None:
+    def done(self: Journal, weight: str, crc32: Any, source: str) -> None:
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
@@ -256,30 +256,6 @@ def test_a_full_disk_under_the_journal_is_told(ask: Asking, plugins: Registry, m
         patch.setattr(os, "write", full)
         convert(ask("int8"), registry=plugins)
     assert convert(ask("int8"), registry=plugins).status == "done"
-
-
-def test_a_source_that_only_looks_the_same_starts_anew(
-    ask: Asking, plugins: Registry, tmp_path: Path, tiny_source: Path
-) -> None:
-    """Other values, the same size, and a modification time that was set back."""
-    source = tmp_path / "source"
-    shutil.copytree(tiny_source, source)
-    recipe = ask("int8") | {"source": {"path": str(source)}}
-    expected = tmp_path / "expected"
-    file = source / "model.safetensors"
-    before, status = file.read_bytes(), file.stat()
-    with stopped_after(1):
-        convert(recipe, registry=plugins)
-    file.write_bytes(before[:-400] + bytes(400))
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with make_plan(recipe, plugins) as plan:
-        assert not plan.outputs[0].state.resumes
-        assert any("source file model.safetensors" in warning for warning in plan.warnings)
-    assert convert(recipe, registry=plugins).resumed["tensors"] == 0
-    convert({**recipe, "output": recipe["output"] | {"path": str(expected)}}, registry=plugins)
-    assert {name: data for name, data in contents(tmp_path / "out").items() if name.endswith(".safetensors")} == {
-        name: data for name, data in contents(expected).items() if name.endswith(".safetensors")
-    }
 
 
 def test_a_folder_is_never_replaced(ask: Asking, plugins: Registry, out: Path, finished: dict[str, bytes]) -> None:

@@ -106,15 +106,16 @@ def test_folders_files_and_names(folder: Folder) -> None:
 def test_a_torn_line_of_a_journal_swallows_no_other(folder: Folder) -> None:
     mark = Fingerprint("print", {})
     journal = Journal.begin(folder, Begun(mark.value, mark.made_of))
-    journal.done("torn", {"torn": 1})
+    journal.done("torn", {"torn": 1}, "a")
     journal.close()
     os.truncate(folder.path / NAME, (folder.path / NAME).stat().st_size - 5)
     journal = Journal(folder)
-    journal.done("whole", {"whole": 2})
+    journal.done("whole", {"whole": 2}, "b")
     journal.close()
     begun = read(folder)
     assert begun is not None
     assert begun.done == {"whole": {"whole": 2}}
+    assert begun.sources == {"whole": "b"}
 
 
 @pytest.mark.parametrize("names", [["../victim"], ["/etc/passwd"], ["a", 1], "a", {"a": 1}])

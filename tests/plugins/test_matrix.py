@@ -163,7 +163,12 @@ def test_to_the_next_dress_and_back(
 
 @pytest.mark.parametrize(
     ("scheme", "first", "second"),
-    [("int8", "torchao", "lightx2v"), ("fp8", "bfl", "lightx2v"), ("nvfp4", "compressed", "gguf")],
+    [
+        ("int8", "torchao", "lightx2v"),
+        ("fp8", "bfl", "lightx2v"),
+        ("fp8", "torchao", "dynamic"),
+        ("nvfp4", "compressed", "gguf"),
+    ],
 )
 def test_what_the_other_dress_cannot_hold(
     scheme: str, first: str, second: str, source: Path, tmp_path: Path, registry: Registry

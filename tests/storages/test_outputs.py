@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -98,9 +99,9 @@ def interrupt_after(tensors: int, s3: S3 | None, monkeypatch: pytest.MonkeyPatch
     """Let a run fail once that many weights are journalled, and something of them is sent."""
     real, count = journal.Journal.done, 0
 
-    def done(self: journal.Journal, weight: str, crc32: Any) -> None:
+    def done(self: journal.Journal, weight: str, crc32: Any, source: str) -> None:
         nonlocal count
-        real(self, weight, crc32)
+        real(self, weight, crc32, source)
         count += 1
         if count == tensors:
             while s3 is not None and not s3.asked(SEND):
@@ -195,6 +196,38 @@ def test_what_was_begun_otherwise_is_aborted(
         convert(ask(url, layout="single_file"))
     assert convert(ask(url, "fp8", layout="single_file")).resumed["tensors"] == 0
     assert same(stored(url), right("fp8", layout="single_file"))
+    assert not S3Writer().uploads(url)
+
+
+def test_a_source_with_other_values_starts_anew(
+    s3: S3,
+    url: str,
+    ask: Asking,
+    convert: Converting,
+    tiny_source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Parts that were sent hold weights of the first source, under the same header."""
+    source = tmp_path / "changing"
+    shutil.copytree(tiny_source, source)
+    recipe, here = (
+        ask(place, layout="single_file") | {"source": {"path": str(source)}} for place in (url, tmp_path / "h")
+    )
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(8, s3, patch)
+        convert(recipe)
+    for file in source.glob("*.safetensors"):
+        data = bytearray(file.read_bytes())
+        data[8 + int.from_bytes(data[:8], "little") :: 64] = bytes(
+            len(data[8 + int.from_bytes(data[:8], "little") :: 64])
+        )
+        file.write_bytes(data)
+    result = convert(recipe)
+    assert result.resumed["tensors"] == 0
+    assert any("is another than it was" in warning for warning in result.warnings)
+    convert(here)
+    assert same(stored(url), local(tmp_path / "h"))
     assert not S3Writer().uploads(url)
 
 
@@ -433,10 +466,10 @@ def test_what_waits_lies_on_the_disk_and_no_more(
     tmp_path: Path,
 ) -> None:
     """Room is given back in blocks of the file system, so this takes parts of 64 KiB."""
-    rows = {"layers": 40, "rows": 1024}
+    rows = {"layers": 100, "rows": 1024}
     save_file(tensors(**rows), tmp_path / "model.safetensors")
     monkeypatch.setattr(S3Writer, "smallest_part", 64 << 10)
-    s3.pause = 0.02
+    s3.pause = 0.005
     recipe = ask(url, copy_metadata=False)
     recipe["source"]["path"] = str(tmp_path / "model.safetensors")
     with converter_core.make_plan(recipe, plugins) as plan:

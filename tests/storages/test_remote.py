@@ -204,6 +204,33 @@ def test_a_conversion_from_the_hub(server: Served, source: Path, tmp_path: Path)
     assert not list((tmp_path / "home").rglob("*.safetensors"))
 
 
+def test_a_run_goes_on_from_elsewhere(
+    server: Served, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun with files on the disk, and finished with the same files at a URL: they are compared by checksums."""
+    from converter_core.output.journal import Journal
+
+    real, done = Journal.done, []
+
+    def stop(self: Journal, weight: str, crc32: Any, sums: str) -> None:
+        if len(done) == 20:
+            raise KeyboardInterrupt
+        real(self, weight, crc32, sums)
+        done.append(weight)
+
+    asked = recipe(str(source / "wan"), tmp_path / "remote")
+    asked["performance"]["num_workers"] = 1
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Journal, "done", stop)
+        converter_core.convert(asked)
+    asked["source"]["path"] = f"{server.url}/wan/{INDEX}"
+    assert converter_core.convert(asked).resumed["tensors"] == 20
+    converter_core.convert(recipe(str(source / "wan"), tmp_path / "local"))
+    assert weights(tmp_path / "remote") == weights(tmp_path / "local")
+    fingerprints = {json.loads(path.read_text())["fingerprint"] for path in tmp_path.glob("*/wan.manifest.json")}
+    assert len(fingerprints) == 1
+
+
 OFFLINE = """
 import json, sys
 import converter_core

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _BITS: Mapping[int, torch.dtype] = MappingProxyType({1: torch.uint8, 2: torch.int16, 4: torch.int32})
 
 
+ROWS, NEAREST_ROWS = "rows", "nearest_rows"
+
+
 class Calibrated:
     """The part of a quantizer that follows from ``scale_rule: weighted`` and ``bias_correction``.
 
@@ -31,6 +34,8 @@ class Calibrated:
     scale_rule: str | None
     bias_correction: bool
     rounding: str
+
+    counted: ClassVar[Sequence[str]] = (ROWS, NEAREST_ROWS)
 
     by_activity: ClassVar[bool] = True
     """Whether gptq may round the columns in the order of their activity; not where neighbours share a scale."""
@@ -103,6 +108,15 @@ class Calibrated:
             told = (f"{count} {what} for inputs of {columns}" for columns, (count, what) in sorted(known.items()))
             yield f"rounding: gptq of {self.name} knows {', '.join(told)} channels"
 
+    def told(self, counts: Mapping[str, int], /) -> str:
+        rows, nearest = counts.get(ROWS, 0), counts.get(NEAREST_ROWS, 0)
+        if not rows:
+            return ""
+        return (
+            f"rounding: gptq of {self.name}: {nearest:,} of {rows:,} rows ({nearest / rows:.1%}) were no better for "
+            "the held-out tokens and are rounded to nearest"
+        )
+
     def _wanted(self) -> Iterator[tuple[str, str]]:
         """Statistics, and the options that need them."""
         if self.scale_rule == "weighted":
@@ -117,7 +131,8 @@ class Calibrated:
         plain = self.dequantize(parts)
         made = self.fitted(weight, parts, fit)
         better = _gptq.better_rows(weight, fit, self.dequantize(made), plain)
-        chosen = {}
+        nearest = len(better) - better.sum()
+        chosen = {ROWS: torch.full_like(nearest, len(better)), NEAREST_ROWS: nearest}
         for role, part in made.items():
             by_rows = part.dim() and part.shape[0] == len(better)
             size = _BITS[part.element_size()]

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SUFFIX = ".weight"
 
+NOT_DYNAMIC = "activations: dynamic is written for int8 only; nothing here can test it for fp8"
+
 
 @dataclass(frozen=True)
 class Diffusers(Target):
@@ -98,7 +100,7 @@ class Diffusers(Target):
         if style == "bfl" and format.element != FP8.element:
             raise Refused(f"is {format}, but style bfl holds fp8 only; use style sdnq, or method fp8")
         if self.activations == "dynamic" and format.element == FP8.element:
-            raise Refused("activations: dynamic is written for int8 only; nothing here can test it for fp8")
+            raise Refused(NOT_DYNAMIC)
         parts = in_float32(parts)
         check_rows("diffusers", format, parts)
         return {**parts, "scale": parts["scale"].reshape(-1)} if style == "bfl" else parts
@@ -126,6 +128,11 @@ class Diffusers(Target):
         style, format = self._scheme(weights)
         if format is not None and style != self._style(format) and (self.style is not None or style == "bfl"):
             yield f"the source is quantized in style {style} already; write target.options.style: {style}"
+        if self.activations == "dynamic" and format is not None and format.element == FP8.element:
+            yield (
+                f"{NOT_DYNAMIC}; leave activations out, or for int8 give the original checkpoint or write "
+                "source.dequantize: true"
+            )
         for weight in weights:
             if weight.format != UNQUANTIZED and not weight.name.endswith(SUFFIX):
                 yield f"diffusers reads {weight.name} unquantized only: it is no X.weight"

@@ -84,6 +84,8 @@ def test_slabs_join_to_the_whole_and_torch_gives_the_same_bytes(quantizer, dtype
     with monkeypatch.context() as patch:
         patch.setattr(_loops, "_library", None)
         slabs = [quantizer.quantize(slab, **given) for slab in weight.split(37)]
+    for name in quantizer.counted:
+        assert whole.pop(name) == sum(slab[name] for slab in slabs)
     for role, part in whole.items():
         joined = torch.cat([slab[role] for slab in slabs]) if part.dim() else slabs[0][role]
         assert torch.equal(part.reshape(-1).view(torch.uint8), joined.reshape(-1).view(torch.uint8)), role
@@ -180,3 +182,16 @@ def test_the_damping_of_a_wide_input_is_found_on_some_of_its_columns(by_factors,
     of_some = some.t() @ some / len(some)
     apart = trials[0] - torch.diag(trials[0].diagonal())
     assert torch.allclose(of_some - torch.diag(of_some.diagonal()), apart.double(), rtol=1e-3, atol=1e-3)
+
+
+def test_rows_that_stay_nearest_are_counted():
+    weight, sample = weight_of(torch.float32), tokens(80)
+    sample[60:] = torch.randn(20, COLUMNS, generator=torch.Generator().manual_seed(3))
+    quantizer, plain = Int8(rounding="gptq"), Int8()
+    parts = quantizer.quantize(weight, **quantizer.prepare({"tokens": sample}))
+    same = (parts["weight"] == plain.quantize(weight)["weight"]).all(1)
+    assert parts["rows"].item() == len(weight)
+    assert parts["nearest_rows"].item() == same.sum() > 0
+    told = quantizer.told({"rows": 1000, "nearest_rows": 25})
+    assert told.startswith("rounding: gptq of int8: 25 of 1,000 rows (2.5%) were no better")
+    assert plain.told({}) == ""
