@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--scheme", default="int8")
     parser.add_argument("--folder", type=Path, help="where to make the checkpoint (default: a temporary folder here)")
     parser.add_argument("--dtype", default="BF16")
+    parser.add_argument("--costs", action="store_true", help="without the scaling")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
@@ -153,7 +154,8 @@ def main() -> None:
         script = [sys.executable, str(HERE / "checkpoints.py"), str(source), str(asked.blocks), asked.dtype]
         subprocess.run(script, check=True)
         console = Console(width=120)
-        console.print(scaling(source, output, asked.rounds, asked.scheme))
+        if not asked.costs:
+            console.print(scaling(source, output, asked.rounds, asked.scheme))
         table, found = costs(source, output, asked.rounds)
         console.print(table)
         console.print(model(found, checkpoints=100, size=65.0, nodes=16, cores=32))

@@ -38,6 +38,9 @@ class S3:
     log: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    keys: set[str] = field(default_factory=set)
+    """Access keys that requests were signed with."""
+
     longest: int = 0
     pause: float = 0.0
 
@@ -57,6 +60,7 @@ class S3:
         with self.lock:
             self.log.clear()
             self.faults.clear()
+            self.keys.clear()
             self.longest, self.pause = 0, 0.0
 
     def asked(self, pattern: str) -> list[str]:
@@ -105,6 +109,8 @@ def proxied(port: int) -> Iterator[S3]:
         def forward(self) -> None:
             body = self.body()
             kind = state.fault(f"{self.command} {self.path}")
+            with state.lock:
+                state.keys.update(re.findall("Credential=([^/]+)/", self.headers.get("Authorization", "")))
             if kind == "503":
                 self.answer(503, [], b"")
                 return

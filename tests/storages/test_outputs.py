@@ -403,7 +403,7 @@ def test_a_plan_writes_nothing_and_knows_the_disk(
         assert plan.outputs[0].fingerprint == output.fingerprint
     with pytest.raises(ConverterError, match=r"output\.state_folder: is for an output on a URL"):
         converter_core.make_plan(ask(tmp_path / "out", state_folder="x"), plugins)
-    monkeypatch.setattr("converter_core.output.state.free_disk", lambda output: 100)
+    monkeypatch.setattr("converter_core.output.surroundings.free_disk", lambda output: 100)
     with converter_core.make_plan(ask(url), plugins) as plan:
         assert "or choose another output.state_folder" in plan.problems[0]
 
@@ -546,3 +546,18 @@ def test_what_is_being_published_is_not_cleaned(
     s3.faults.clear()
     convert(ask(url))
     assert same(stored(url), right())
+
+
+def test_a_profile_is_enough_for_writing_and_for_reading(
+    s3: S3, url: str, ask: Asking, convert: Converting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without variables that hold a key, both sides sign with that of the profile."""
+    file = tmp_path / "credentials"
+    file.write_text("[mine]\naws_access_key_id = of-the-profile\naws_secret_access_key = secret\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    convert(ask(url))
+    assert cli.run(["verify", url]) == 0
+    assert s3.keys == {"of-the-profile"}

@@ -6,6 +6,7 @@ same credentials and variables (``AWS_*``, ``GOOGLE_*``, ``AZURE_*``) as the ven
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -125,10 +126,28 @@ def _store(url: str) -> tuple[Any, str]:
     with _lock:
         if root not in _stores:
             try:
-                _stores[root] = from_url(root, **options)
+                _stores[root] = from_url(root, **options, **(_profile() if parts.scheme == "s3" else {}))
             except Exception as error:
                 raise CheckpointError(_words(url, error)) from None
         return _stores[root], path
+
+
+def _profile() -> dict[str, Any]:
+    """The credentials of the files in ``~/.aws``, which boto3 knows and obstore does not; nothing where variables say
+    them, or there is no boto3, or no such file."""
+    if os.environ.get("AWS_ACCESS_KEY_ID"):
+        return {}
+    try:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        return {}
+    session = boto3.Session()
+    if not session.available_profiles or session.get_credentials() is None:
+        return {}
+    options: dict[str, Any] = {"credential_provider": Boto3CredentialProvider(session)}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3")
+    return {**options, "endpoint": endpoint} if endpoint else options
 
 
 def _raised(url: str, error: Exception) -> Exception:
