@@ -18,9 +18,9 @@ from ..api.writers import PartWriter
 from ..checkpoint.files import weight_suffixes
 from ..errors import CheckpointError, PlanError, PluginError, Refused
 from ..output import fingerprint, side_files
-from ..output import state as output_folder
 from ..output.destination import Destination
 from ..output.manifest import manifest_name
+from ..output.state import output_state
 from ..system import can_punch
 from . import exact_numbers, file_layout, notes, provenance, validate
 from .dequantize import DEQUANTIZED
@@ -76,7 +76,7 @@ def finish(made: Draft, source: SourcePlan, destination: Destination) -> tuple[O
     beside = {name: fingerprint.content_hash(str(path)) for name, path in copies.items()}
     mark = fingerprint.fingerprint(recipe.as_dict(), files, contents, distributions, beside)
     planned = (*layouts, *side, *copies, manifest_name(made.name))
-    state = output_folder.output_state(destination, made.name, layouts, planned, mark, recipe.output.overwrite)
+    state = output_state(destination, made.name, layouts, planned, mark, recipe.output.overwrite)
     pending = None
     if isinstance(destination.writer, PartWriter) and can_punch():
         sizes = {tensor.key: tensor.spec.nbytes for weight in weights for tensor in weight.outputs}

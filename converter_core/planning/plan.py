@@ -15,11 +15,11 @@ from ..api.targets import Target
 from ..api.values import Extras, FileLayout, Parts, PlannedWeight
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import PlanError
-from ..output import state as output_folder
+from ..output import surroundings
 from ..output.destination import Destination
 from ..output.fingerprint import Fingerprint
 from ..output.manifest import manifest_name
-from ..output.state import OutputState
+from ..output.state import OutputState, output_state
 from ..recipe.load import Recipe
 from .assignment import RuleUse
 from .jobs import Job
@@ -143,7 +143,7 @@ class OutputPlan:
         other_source: what is published there was made of other source files, though their headers are the same.
         """
         layouts, overwrite = self.file_layouts, self.recipe.output.overwrite
-        found = output_folder.output_state(
+        found = output_state(
             self.destination, self.name, layouts, self.published, self.fingerprint, overwrite, other_source
         )
         if found.problems:
@@ -177,7 +177,7 @@ class OutputPlan:
             "replaces": list(self.state.replaces),
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
-            "free_disk": output_folder.free_disk(self.path),
+            "free_disk": surroundings.free_disk(self.path),
             "needed_disk": self.needed_disk,
             "fingerprint": self.fingerprint.value,
         }

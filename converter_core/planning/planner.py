@@ -18,7 +18,7 @@ from ..checkpoint.files import open_checkpoint
 from ..checkpoint.inventory import inventory, skipped_tensors
 from ..checkpoint.recognition import open_source, recognisers
 from ..errors import CheckpointError, PlanError, shown
-from ..output import state as output_folder
+from ..output import surroundings
 from ..output.destination import destination
 from ..output.side_files import CONFIG
 from ..plugins import attribution
@@ -124,9 +124,9 @@ def _plan(
     for to in destinations:
         files = (Path(file.path) for file in stores.base.files)
         if to.location is not None:
-            problems += output_folder.check_urls_apart(str(to), str(stores.base.location))
+            problems += surroundings.check_urls_apart(str(to), str(stores.base.location))
         elif stores.base.location.path is not None:
-            problems += output_folder.check_apart(to.folder, stores.base.location.path, files)
+            problems += surroundings.check_apart(to.folder, stores.base.location.path, files)
     dressed = [in_its_dress(*pair, source) for pair in zip(recipes, targets, strict=True)]
     drafts = [draft_of(number, *pair, source) for number, pair in enumerate(dressed)]
     problems += dict.fromkeys(problem for draft in drafts for problem in draft.problems)
@@ -209,9 +209,9 @@ def missing_disk(planned: Sequence[OutputPlan]) -> list[str]:
     found = []
     needed: dict[int, int] = {}
     for output in planned:
-        device = output_folder.disk_of(output.path)
+        device = surroundings.disk_of(output.path)
         needed[device] = needed.get(device, 0) + output.needed_disk
-        free = output_folder.free_disk(output.path)
+        free = surroundings.free_disk(output.path)
         if needed[device] > free:
             found.append(
                 f"{output.path}: needs {format_bytes(needed[device])} of disk and {format_bytes(free)} are free; make "

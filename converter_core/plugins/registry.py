@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 import pluggy
@@ -127,8 +127,9 @@ def load_plugins(*, extra: Iterable[object] = (), blocked: Iterable[str] | None 
     names = os.environ.get(BLOCK_VARIABLE, "").split(",") if blocked is None else blocked
     shut = {name.strip() for name in names} - {""}
     found = _Found(_trace if os.environ.get(TRACE_VARIABLE, "") not in ("", "0") else _silent)
+    distributions: dict[Distribution, tuple[str, str]] = {}  # reading their metadata is most of the time
     for point in sorted(entry_points(group=PROJECT), key=lambda point: (point.name, point.value)):
-        origin = _origin(point)
+        origin = _origin(point, distributions)
         if shut & {origin.plugin, origin.distribution}:
             found.leave_out(origin, f"{BLOCK_VARIABLE} names it" if blocked is None else "is left out", blocked=True)
             continue
@@ -229,9 +230,13 @@ class _Found:
         )
 
 
-def _origin(point: EntryPoint) -> Origin:
+def _origin(point: EntryPoint, distributions: dict[Distribution, tuple[str, str]]) -> Origin:
     dist = point.dist
-    return Origin(point.name, dist.name, dist.version) if dist else Origin(point.name)
+    if dist is None:
+        return Origin(point.name)
+    if dist not in distributions:
+        distributions[dist] = dist.name, dist.version
+    return Origin(point.name, *distributions[dist])
 
 
 def _trace(line: str) -> None:

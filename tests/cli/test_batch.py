@@ -104,13 +104,13 @@ def test_interrupted_and_run_again(jobs, tmp_path, capsys):
     """Ctrl-C while the first conversion is under way."""
     script = (
         "import os, signal, sys, time\n"
-        "from converter_core.engine import slabs\n"
-        "store = slabs._Making.store\n"
+        "from converter_core.engine import making\n"
+        "store = making.Making.store\n"
         "def slowly(self, *rows):\n"
         "    os.write(1, b'under way\\n')\n"
         "    time.sleep(0.05)\n"
         "    store(self, *rows)\n"
-        "slabs._Making.store = slowly\n"
+        "making.Making.store = slowly\n"
         "from converter_core.cli import main\n"
         "main()\n"
     )

@@ -106,13 +106,13 @@ def test_a_header_longer_than_the_file(tmp_path):
     assert "the header is 99000000 bytes long but the file only 10" in refusal(path)
 
 
-def test_every_cut_of_a_file_is_noticed(tmp_path):
+def test_every_cut_of_a_file_is_noticed(tmp_path, registry):
     whole = save({"a": torch.arange(6.0), "b": torch.ones(3, dtype=torch.int8)})
     path = tmp_path / "x.safetensors"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"x\.safetensors"):
-            open_checkpoint(path)
+            open_checkpoint(path, registry=registry)
 
 
 def test_a_file_with_an_odd_name_does_not_reach_the_terminal_raw(tmp_path):
@@ -224,11 +224,11 @@ def test_any_index_is_read_or_refused(tmp_path_factory, text):
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=80), st.binary(max_size=20), st.integers(-3, 3))
-def test_any_file_is_read_or_refused(tmp_path_factory, header, data, off):
+def test_any_file_is_read_or_refused(tmp_path_factory, registry, header, data, off):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     path.write_bytes(struct.pack("<Q", max(0, len(header) + off)) + header + data)
     with pytest.raises(CheckpointError, match=r"any\.safetensors"):
-        open_checkpoint(path)
+        open_checkpoint(path, registry=registry)
 
 
 # --------------------------------------------------------------------------------------------------------- .pth
@@ -267,13 +267,13 @@ def test_the_old_format_says_how_to_save_anew(tmp_path):
     assert "torch.save(torch.load(" in said
 
 
-def test_every_third_cut_of_a_pth_is_noticed(tmp_path):
+def test_every_third_cut_of_a_pth_is_noticed(tmp_path, registry):
     torch.save({"a": torch.ones(2)}, tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
     for length in range(0, len(whole), 3):
         (tmp_path / "x.pth").write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"x\.pth"):
-            open_checkpoint(tmp_path / "x.pth")
+            open_checkpoint(tmp_path / "x.pth", registry=registry)
 
 
 def rewritten(path, change, compression=zipfile.ZIP_STORED):

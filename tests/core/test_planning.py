@@ -35,7 +35,7 @@ def test_golden_plans(
     variant: str, tensors: int, quantized: int, parameters: int, scheme: str, asked: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("converter_core.output.state.free_disk", lambda output: 1 << 40)
+    monkeypatch.setattr("converter_core.output.surroundings.free_disk", lambda output: 1 << 40)
     source = tmp_path / "source"
     write_headers_only(source, VARIANTS[variant].inventory("F32"))
     with make_plan(asked(scheme, **{"source.path": str(source), "target.dtype": "bfloat16"})) as plan:
@@ -60,7 +60,7 @@ def test_golden_plans(
 def test_a_plan_imports_no_compiler_and_reads_no_data(
     asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("converter_core.output.state.free_disk", lambda output: 1 << 40)
+    monkeypatch.setattr("converter_core.output.surroundings.free_disk", lambda output: 1 << 40)
     before = set(sys.modules)
     write_headers_only(tmp_path / "source", VARIANTS["I2V-14B"].inventory("BF16"))
     with make_plan(asked("nvfp4", **{"source.path": str(tmp_path / "source")})) as plan:

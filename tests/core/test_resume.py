@@ -360,7 +360,7 @@ def test_a_full_disk_says_how_much_is_missing_and_where(
 
 
 def test_too_little_disk_is_an_error_of_the_plan(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter_core.output.state.free_disk", lambda output: 1000)
+    monkeypatch.setattr("converter_core.output.surroundings.free_disk", lambda output: 1000)
     with make_plan(asked("int8")) as plan:
         (problem,) = plan.problems
         assert re.search(r"needs [\d.]+ [KM]iB of disk and 1000 B are free", problem)
@@ -467,7 +467,7 @@ def test_a_really_full_disk(asked: Any, tmp_path: Path, monkeypatch: pytest.Monk
             convert(recipe)
         assert not (small / "out").exists()
         with monkeypatch.context() as patch:
-            patch.setattr("converter_core.output.state.free_disk", lambda output: 1 << 40)
+            patch.setattr("converter_core.output.surroundings.free_disk", lambda output: 1 << 40)
             with pytest.raises(ConversionError, match=r"the disk is full, \d{7} more bytes are needed there"):
                 convert(recipe)
         assert not visible(small / "out")

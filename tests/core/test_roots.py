@@ -173,11 +173,11 @@ def test_inspect_says_what_is_there(pair):
 
 
 def test_a_root_needs_the_disk_of_all_its_outputs(pair, tmp_path, monkeypatch):
-    from converter_core.output import state
+    from converter_core.output import surroundings
 
     with make_plan(recipe(pair / EXPERTS[0], tmp_path / "x")) as plan:
         one = plan.outputs[0].needed_disk
-    monkeypatch.setattr(state, "free_disk", lambda path: one + 1)
+    monkeypatch.setattr(surroundings, "free_disk", lambda path: one + 1)
     plans = make_plans(recipe(pair, tmp_path / "o"))
     assert all(any("low_noise_model: needs" in problem for problem in plan.problems) for plan in plans)
     with pytest.raises(PlanError, match="needs"):

@@ -155,8 +155,14 @@ class TestDiffusers(TargetConformance):
 
 
 class TestDiffusersWithTorchao(TargetConformance):
-    target = Diffusers("torchao", "dynamic")
+    target = Diffusers("torchao")
     quantizers = (Int8(scale_dtype="float32"), Fp8())
+
+
+class TestDiffusersWithTorchaoAndDynamicActivations(TargetConformance):
+    target = Diffusers("torchao", "dynamic")
+    quantizers = (Int8(scale_dtype="float32"),)
+    refused = (Fp8(),)
 
 
 class TestDiffusersWithBfl(TargetConformance):

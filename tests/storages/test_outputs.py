@@ -403,7 +403,7 @@ def test_a_plan_writes_nothing_and_knows_the_disk(
         assert plan.outputs[0].fingerprint == output.fingerprint
     with pytest.raises(ConverterError, match=r"output\.state_folder: is for an output on a URL"):
         converter_core.make_plan(ask(tmp_path / "out", state_folder="x"), plugins)
-    monkeypatch.setattr("converter_core.output.state.free_disk", lambda output: 100)
+    monkeypatch.setattr("converter_core.output.surroundings.free_disk", lambda output: 100)
     with converter_core.make_plan(ask(url), plugins) as plan:
         assert "or choose another output.state_folder" in plan.problems[0]
 

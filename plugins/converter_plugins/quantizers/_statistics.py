@@ -11,7 +11,7 @@ from torch import Tensor
 
 from converter_core.api import HELD_OUT, Refused, SourceTensors, TensorRef, TensorSpec, WeightContext, statistics
 
-from . import _gptq
+from . import _gptq, _gptq_factor
 from ._bits import by_pieces, halving_sum
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Calibrated:
         if "tokens" in wanted:
             if "factors" in found:
                 wanted |= dict.fromkeys(("factors", "mean_square"), "rounding: gptq")
-            least = _gptq.LEAST_HELD_OUT if "factors" in found else _gptq.LEAST_TOKENS
+            least = _gptq_factor.LEAST_HELD_OUT if "factors" in found else _gptq_factor.LEAST_TOKENS
             if (count := self._sampled(found["tokens"], stores)) < least:
                 raise Refused(f"has {count} tokens in the calibration file; rounding: gptq needs {least}")
         return {statistic: found[statistic] for statistic in wanted}
@@ -85,7 +85,7 @@ class Calibrated:
     def prepare(self, inputs: Parts, /) -> Parts:
         wanted = dict(self._wanted())
         others = {name: tensor for name, tensor in inputs.items() if name in wanted and name != "tokens"}
-        return {**others, **_gptq.prepared(inputs, self.by_activity)} if "tokens" in inputs else others
+        return {**others, **_gptq_factor.prepared(inputs, self.by_activity)} if "tokens" in inputs else others
 
     def prepared_bytes(self, inputs: Mapping[str, TensorSpec], /) -> int:
         if "tokens" not in inputs:

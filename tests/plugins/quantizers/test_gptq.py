@@ -5,8 +5,9 @@ import torch
 
 from converter_core.api import TensorSpec
 from converter_core.errors import Refused
-from converter_plugins.quantizers import _gptq, _loops
-from converter_plugins.quantizers._gptq import GROUP, prepared
+from converter_plugins.quantizers import _gptq_factor, _loops
+from converter_plugins.quantizers._gptq import GROUP
+from converter_plugins.quantizers._gptq_factor import prepared
 from converter_plugins.quantizers.fp8 import Fp8
 from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
@@ -63,7 +64,7 @@ def restated(weight, seen, order, damping, scale):
 
 
 def test_equals_the_textbook(monkeypatch):
-    monkeypatch.setattr("converter_plugins.quantizers._gptq.DAMPINGS", (0.1, 0.1))
+    monkeypatch.setattr("converter_plugins.quantizers._gptq_factor.DAMPINGS", (0.1, 0.1))
     weight, sample = weight_of(torch.float32, rows=GROUP), tokens(400)
     quantizer = Int8(rounding="gptq")
     fit = quantizer.prepare({"tokens": sample})
@@ -165,7 +166,7 @@ def test_the_damping_of_a_wide_input_is_found_on_some_of_its_columns(by_factors,
         looked_at.append(matrix.clone())
         return decomposed(matrix)
 
-    monkeypatch.setattr(_gptq, "COLUMNS_TRIED", 40)
+    monkeypatch.setattr(_gptq_factor, "COLUMNS_TRIED", 40)
     monkeypatch.setattr(torch.linalg, "cholesky_ex", seen_by)
     fit = prepared(given, True)
     *trials, whole = looked_at
@@ -177,7 +178,7 @@ def test_the_damping_of_a_wide_input_is_found_on_some_of_its_columns(by_factors,
     apart = hessian - torch.diag(hessian.diagonal())
     assert torch.allclose(apart, (whole - torch.diag(whole.diagonal())).double(), rtol=1e-3, atol=1e-3)
     damping = float((whole.diagonal() - hessian.diagonal()).mean() / hessian.diagonal().mean())
-    assert min(abs(damping - one) for one in _gptq.DAMPINGS) < 1e-4
+    assert min(abs(damping - one) for one in _gptq_factor.DAMPINGS) < 1e-4
     some = ordered[:: 1 if by_factors else 4, ::4]
     of_some = some.t() @ some / len(some)
     apart = trials[0] - torch.diag(trials[0].diagonal())
