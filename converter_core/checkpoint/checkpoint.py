@@ -81,6 +81,10 @@ class Checkpoint:
         """Bytes that are read for all of a tensor."""
         return self.tensors[key].nbytes
 
+    def decoding_nbytes(self, key: str) -> int:
+        """Bytes of memory that ``read`` takes beside what it fills."""
+        return 0
+
     def will_need(self, key: str, start: int, nbytes: int) -> None:
         """Tell the operating system what will be read soon."""
         self._of[key].will_need(key, start, nbytes)

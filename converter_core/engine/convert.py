@@ -22,6 +22,7 @@ from ..plugins.registry import Registry
 from ..recipe.load import Recipe
 from .executor import Executor, WorkerLost
 from .executors import executor_of
+from .memory import give_back_freed_memory
 from .opening import locked, output_run
 from .output_run import OutputRun
 from .prepared import grouped
@@ -113,6 +114,7 @@ class _Run:
         """What was resumed of each output: tensors and bytes."""
         for one in self.runs.values():
             one.begin()
+        give_back_freed_memory()  # what planning took
         with executor_of(self.plan, [*self.runs], self._open, self.pool) as executor:
 
             def wake() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+def give_back_freed_memory() -> None:
+    """To the system, what is freed already: each worker thread has a heap of its own and finds nothing of it."""
+    trim = libc_function("malloc_trim")
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 class Budget:

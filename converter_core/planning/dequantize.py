@@ -26,8 +26,11 @@ from .transcode import Quantized, reader_of, unpacked
 if TYPE_CHECKING:
     from torch import Tensor
 
-PIECE = 1 << 18
-"""Elements that are dequantized at a time: 1 MiB of float32, and a few temporaries of that size."""
+PIECE = 1 << 17
+"""Elements that are dequantized at a time: 0.5 MiB of float32, and a few temporaries of that size."""
+
+DECODING_BYTES = 20
+"""What one of them takes: its float32 value, and temporaries such as codes of 4 bytes and an index of them."""
 
 DEQUANTIZED = "dequantized_from"
 """The entry of a header's metadata that says what the weights were before."""
@@ -183,6 +186,17 @@ class Dequantized(Checkpoint):
                 if begin < end:
                     into[begin - start : end - start] = data[begin - at : end - at]
                 at += len(data)
+
+    def decoding_nbytes(self, key: str) -> int:
+        how = self._weights.get(key)
+        if how is None:
+            return 0
+        slices, stored = how.slices, self.stored_nbytes(key)
+        columns = max(math.prod(slices.shape[1:]), 1)
+        high = min(slices.step, slices.rows)
+        rows = min(high, max(1, PIECE // columns)) if how.fine else high
+        # the parts as they are stored and as they are canonical, and what is made of some rows of them
+        return 2 * stored * high // max(slices.rows, 1) + rows * columns * DECODING_BYTES
 
     def will_need(self, key: str, start: int, nbytes: int) -> None:
         codes = self._codes(key)

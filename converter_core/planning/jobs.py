@@ -26,7 +26,7 @@ class BoundTensor:
     """A reference and the file that it is read from. spec: of the rows it means.
 
     row_block: at which multiples of rows it is cut; None: nowhere. decoded_from: bytes that it is decoded from; None:
-    it is stored as it is.
+    it is stored as it is. decoding_nbytes: memory that decoding it takes at a time.
     """
 
     path: str
@@ -34,6 +34,7 @@ class BoundTensor:
     spec: TensorSpec
     row_block: int | None = 1
     decoded_from: int | None = None
+    decoding_nbytes: int = 0
 
     @property
     def stored_nbytes(self) -> int:
@@ -116,7 +117,8 @@ def bind(
         file = stores.file(path)
         if ref.key in file.decoded:
             share = file.stored_nbytes(ref.key) * spec.nbytes // max(tensors[ref.key].nbytes, 1)
-            bound.append(BoundTensor(path, ref, spec, file.row_block(ref.key), share))
+            decoding = file.decoding_nbytes(ref.key)
+            bound.append(BoundTensor(path, ref, spec, file.row_block(ref.key), share, decoding))
         else:
             bound.append(BoundTensor(path, ref, spec))
     return tuple(bound)

@@ -40,6 +40,7 @@ def cut(job: Job, slab_bytes: int, budget: int) -> Cut:
     row_working += -(-_term_bytes(job, by_rows=True) // tall)
     row_output = -(-sum(export.nbytes for export in job.exports) // tall)
     held = _input_bytes(job, by_rows=False) + _term_bytes(job, by_rows=False) + sum(map(_prepared_bytes, job.exports))
+    held += _decoding_bytes(job)
 
     def nbytes(slab: int, span: int) -> int:
         return held + span * (row_source + row_working) + 2 * slab * row_output
@@ -60,6 +61,7 @@ def cut(job: Job, slab_bytes: int, budget: int) -> Cut:
     span = min(fit(slab_bytes, row_source, fine), fit(left // 2, row_source + row_working, fine))
     slab = min(fit(slab_bytes, row_source, block), fit(left // 2, 2 * row_output, block))
     slab = min(slab, -(-rows // block) * block)
+    slab = min(slab, max(span // block, 1) * block)  # spans are copied into a slab: only where its blocks ask for it
     span = min(span, slab)
     return Cut(slab, span, nbytes(slab, span))
 
@@ -78,6 +80,11 @@ def _input_bytes(job: Job, by_rows: bool) -> int:
         return 0 if by_rows else given.numel() * given.element_size()
 
     return sum(size(given) for export in job.exports for given in export.inputs.values())
+
+
+def _decoding_bytes(job: Job) -> int:
+    """Of what is decoded as it is read, one tensor at a time."""
+    return max((bound.decoding_nbytes for several in job.sources.values() for bound in several), default=0)
 
 
 def _term_bytes(job: Job, by_rows: bool) -> int:

@@ -406,6 +406,28 @@ def test_slabs_obey_the_budget() -> None:
     assert tight.nbytes <= 4 << 20
 
 
+def test_what_is_decoded_counts_in_the_budget() -> None:
+    spec = SimpleNamespace(shape=(5120, 5120), numel=5120 * 5120)
+    export = SimpleNamespace(
+        schema=SimpleNamespace(row_block=1),
+        quantizer=SimpleNamespace(row_block=1, prepared_bytes=lambda specs: 0),
+        nbytes=5120 * 5120,
+        inputs={},
+        bias_terms=(),
+    )
+
+    def job(decoding: int) -> Any:
+        bound = SimpleNamespace(row_block=1, decoding_nbytes=decoding)
+        sources = {"weight": (bound, bound)}
+        return SimpleNamespace(spec=spec, source_nbytes=4 * 5120 * 5120, exports=[export], terms=(), sources=sources)
+
+    plain, decoded = cut(job(0), 1 << 30, 32 << 20), cut(job(3 << 20), 1 << 30, 32 << 20)
+    assert plain.nbytes <= 32 << 20
+    assert (3 << 20) < decoded.nbytes <= 32 << 20
+    assert decoded.span < plain.span
+    assert (plain.slab, decoded.slab) == (plain.span, decoded.span)
+
+
 def test_mixed_rules_on_plain(asked: Any, tmp_path: Path) -> None:
     recipe = asked("nvfp4", **{"target.format": "plain"})
     recipe["quantization"]["rules"] = [

@@ -210,6 +210,17 @@ def test_scales_of_one_dimension_are_read_with_their_rows(source: Path, tmp_path
         assert {bound.row_block for bound in sources} == {1}
 
 
+def test_the_plan_knows_what_decoding_takes(source: Path, tmp_path: Path) -> None:
+    folder = quantized(source, tmp_path / "q", "int8", "lightx2v")
+    recipe = asked(folder, tmp_path / "plan")
+    recipe["source"]["dequantize"] = True
+    with converter_core.make_plan(recipe) as plan:
+        bounds = {bound.ref.key: bound for job in plan.jobs for several in job.sources.values() for bound in several}
+    ffn = bounds["blocks.0.ffn.2.weight"]  # 128 rows of 160 codes, and a float32 scale for each
+    assert ffn.decoding_nbytes == 2 * (128 * 160 + 4 * 128) + 20 * 128 * 160
+    assert bounds["blocks.0.ffn.2.bias"].decoding_nbytes == 0
+
+
 def test_a_format_that_no_quantizer_decodes_is_refused(source: Path, tmp_path: Path) -> None:
     folder = quantized(source, tmp_path / "q", "int8", "plain")
     tensors = load_file(folder / "x.safetensors")

@@ -17,6 +17,9 @@ from converter_core.api import QuantFormat, TensorSpec
 
 from ._swizzle import tiled_shape
 
+PIECE = 256 << 10
+"""Bytes of codes that are worked on at a time: what their second half takes beside the result stays in the cache."""
+
 E4M3_MAX = 448.0
 NVFP4_MAX = 2688.0
 """448 * 6: ComfyUI's scale of a tensor is its largest magnitude over this."""
@@ -88,7 +91,11 @@ def format_called(called: str, scale: TensorSpec) -> QuantFormat | None:
 
 def swap_nibbles(codes: Tensor) -> Tensor:
     """ComfyUI has the even column in the high nibble."""
-    return (codes << 4) | (codes >> 4)
+    swapped = codes << 4
+    height = max(1, PIECE // max(codes.shape[-1], 1))
+    for some, rows in zip(torch.split(swapped, height), torch.split(codes, height), strict=True):
+        some.bitwise_or_(rows >> 4)
+    return swapped
 
 
 def padded(codes: Tensor, multiple: int) -> Tensor:

@@ -28,6 +28,7 @@ from converter_plugins.quantizers.int8 import Int8
 from converter_plugins.quantizers.mxfp4 import Mxfp4
 from converter_plugins.quantizers.mxfp8 import Mxfp8
 from converter_plugins.quantizers.nvfp4 import Nvfp4
+from converter_plugins.targets._comfyui_formats import PIECE, swap_nibbles
 from converter_plugins.targets.comfyui import ComfyUI
 
 from . import comfyui_reader as reader
@@ -400,3 +401,11 @@ def test_planned_weights_without_a_marker_are_none(tmp_path: Path) -> None:
     assert ComfyUI().extras(ModelFacts(), [weight]).metadata == {}
     assert ComfyUI(style="legacy").extras(ModelFacts(), [weight]).tensors == {}
     assert Mxfp4().format not in (INT8, FP8)
+
+
+@pytest.mark.parametrize("shape", [(2 * PIECE // 3000 + 5, 3000), (3, 2 * PIECE)])
+def test_nibbles_are_swapped_in_every_run_of_rows(shape: tuple[int, int]) -> None:
+    codes = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    before = codes.clone()
+    assert torch.equal(swap_nibbles(codes), codes % 16 * 16 + codes // 16)
+    assert torch.equal(codes, before)
