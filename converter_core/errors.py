@@ -78,8 +78,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """``unknown layout 'by_blok'; did you mean 'by_block'? (known: ...)``"""
     names = sorted(known)
     near = nearest(name, names)
-    hint = f"did you mean {near!r}? " if near else ""
-    return f"unknown {what} {name!r}; {hint}(known: {', '.join(names) or 'none'})"
+    hint = f"; did you mean {near!r}?" if near else ""
+    return f"unknown {what} {name!r}{hint} (known: {', '.join(names) or 'none'})"
 
 
 def printable(text: object, limit: int = LONGEST_NAME) -> str:

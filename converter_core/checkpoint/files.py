@@ -21,7 +21,6 @@ from .checkpoint import Checkpoint
 OTHER_SUFFIXES = (".onnx",)
 """Of files that hold weights in formats that no container here may read."""
 
-
 MOST_TENSORS = 1_000_000
 """Of a checkpoint. Time and memory grow with them; the largest models have some thousands."""
 
@@ -163,7 +162,8 @@ def _indexed(
 ) -> Checkpoint:
     where = parse_index(index.content(INDEX), index)
     names = sorted(set(where.values()))
-    files = _open([index.parent / name for name in names], _always(container), containers)
+    remedy = f"the index {shown(index.name)} lists it: download it"
+    files = _open([index.parent / name for name in names], _always(container), containers, remedy)
     listed: dict[str, set[str]] = {name: set() for name in names}
     for key, name in where.items():
         listed[name].add(key)
@@ -191,8 +191,9 @@ def _open(
     locations: Iterable[Location],
     container_for: Callable[[ByteSource], Container],
     containers: Catalogue[Container],
+    remedy: str = "check the path",
 ) -> list[TensorFile]:
-    """All of them, or a CheckpointError with what is wrong with each and none left open."""
+    """All of them, or a CheckpointError with what is wrong with each and none left open. remedy: for a missing one."""
     files: list[TensorFile] = []
     problems: list[str] = []
     for location in locations:
@@ -200,7 +201,8 @@ def _open(
             files.append(TensorFile(location.open(), container_for, location.name))
         except CheckpointError as error:
             told = _nature(location, containers)
-            problems += [f"{shown(location)}: {told}"] if told else error.problems
+            hint = f"; {remedy}" if isinstance(error.__context__, FileNotFoundError) else ""
+            problems += [f"{shown(location)}: {told}"] if told else [f"{one}{hint}" for one in error.problems]
     if problems:
         _close(files)
         raise CheckpointError(*problems)

@@ -168,13 +168,17 @@ class _Overrides:
                 self.put(flag, key, value)
 
     def settings(self, settings: list[str]) -> None:
+        from ..errors import RecipeError
         from ..recipe.yaml_file import parse_value
 
         for setting in settings:
             key, equals, text = setting.partition("=")
             if not equals or not key:
                 raise Misused(f"--set {setting!r}: write it as key=value, e.g. --set output.overwrite=true")
-            self.put("--set", key, parse_value(text))
+            try:
+                self.put("--set", key, parse_value(text))
+            except RecipeError as error:
+                raise RecipeError(*(f"--set: {key}: {problem}" for problem in error.problems)) from None
 
 
 def _check_scheme(flags: Flags, alone: bool) -> None:

@@ -93,3 +93,4 @@ def merge(
     from ..calibration.calibrate import merge_calibrations
 
     merge_calibrations(files, output)
+    show_line(output)

@@ -70,6 +70,10 @@ def of_files(names: Sequence[str]) -> Iterator[str]:
             yield f"{len(missing)} of {int(count)} shards are missing: {named}{' ...' if len(missing) > 3 else ''}"
 
 
+def use_of_statistics(path: str) -> str:
+    return f"convert with it: model-converter convert ... --set source.calibration={shown(path)}"
+
+
 def next_steps(path: str, model: str | None, quantized: bool, has_config: bool, problems: bool) -> Iterator[str]:
     """What one types next."""
     if problems:

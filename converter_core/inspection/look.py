@@ -141,7 +141,9 @@ def _describe(
         ),
         problems=tuple(problems),
         next_steps=tuple(
-            clues.next_steps(str(checkpoint.location), name, found is not None, bool(config), bool(problems))
+            [clues.use_of_statistics(where)]
+            if is_statistics
+            else clues.next_steps(where, name, found is not None, bool(config), bool(problems))
         ),
     )
 

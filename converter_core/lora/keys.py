@@ -102,3 +102,9 @@ def parse(keys: Iterable[str]) -> ParsedKeys:
         elif any(change.parts.setdefault(role, key) != key for change in owners):
             twice.append(key)
     return ParsedKeys(tuple(changes.values()), refused, tuple(unknown), tuple(twice), tuple(loose))
+
+
+def is_lora(keys: Iterable[str]) -> bool:
+    """Whether every key is one that a LoRA would have, and there is a change among them."""
+    found = parse(keys)
+    return bool(found.changes) and not found.unknown

@@ -18,6 +18,7 @@ from ..checkpoint.files import open_checkpoint
 from ..checkpoint.inventory import inventory, skipped_tensors
 from ..checkpoint.recognition import open_source, recognisers
 from ..errors import CheckpointError, PlanError, shown
+from ..lora.keys import is_lora
 from ..output import surroundings
 from ..output.destination import destination
 from ..output.side_files import CONFIG
@@ -195,6 +196,11 @@ def _recognise(
         raise PlanError(f"{path}: {named} both recognise it; say which with source.type (--model-type)")
     if known:
         return known[0]
+    if is_lora(tensors):
+        raise PlanError(
+            f"{path}: is a LoRA, which changes a model and is none; give the model as the source, and this file by "
+            "source.loras (--lora-path)"
+        )
     tried = ", ".join(adapter.name for adapter in adapters)
     some = ", ".join(repr(key) for key in list(tensors)[:3])
     raise PlanError(

@@ -70,6 +70,9 @@ def load_batch(
     """
     registry = registry or load_plugins()
     document = _document(source)
+    if "source" in document.data and not {"jobs", "matrix"} & set(document.data):
+        place = document.places.get("", "batch")
+        raise RecipeError(f"{place}: is a recipe, not a batch; convert it by itself, or list it under jobs")
     problems: list[Problem] = []
     file: _File = read(_File, document.data, "", problems)
     told = list(document.problems)

@@ -74,6 +74,10 @@ def accept(
     labels: Mapping[str, str] | None = None,
 ) -> Recipe:
     """As ``load_recipe``, of data that has been read. The document is changed."""
+    if {"jobs", "matrix"} & set(document.data) and "source" not in document.data:
+        raise RecipeError(
+            f"{document.places.get('', 'recipe')}: is a batch of recipes; run model-converter batch on it"
+        )
     for path, value in _consistent(overrides or {}, document.data).items():
         label = (labels or {}).get(path, "overrides")
         reason = _override(document.data, path, value)

@@ -118,10 +118,12 @@ def cells(matrix: Matrix, path: str, problems: list[Problem]) -> Iterator[Cell]:
     if len(problems) > before:
         return
     shown = [axis for axis in AXES if getattr(matrix, axis)]
+    every_one_excluded = True
     for model, scheme, target, layout in itertools.product(*(axes[axis] for axis in AXES)):
         names = {"model": model.name, "scheme": scheme.name, "target": target.name, "layout": layout.name}
         if any(_is_excluded(names, one) for one in matrix.exclude):
             continue
+        every_one_excluded = False
         recipe = {
             "source": dict(model.data),
             "quantization": dict(scheme.data),
@@ -132,6 +134,8 @@ def cells(matrix: Matrix, path: str, problems: list[Problem]) -> Iterator[Cell]:
         if layout.key:
             origins["target.layout"] = layout.key
         yield Cell("/".join(names[AXES[axis]] for axis in shown), recipe, origins)
+    if every_one_excluded and matrix.exclude:
+        problems.append(Problem(join(path, "exclude"), "excludes every combination; leave at least one"))
 
 
 def _entries(axis: tuple[Any, ...], name: str, path: str) -> Iterator[_Entry]:

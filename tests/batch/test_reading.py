@@ -9,6 +9,7 @@ import pytest
 
 from converter_core import RecipeError
 from converter_core.recipe.batch import load_batch
+from converter_core.recipe.load import load_recipe
 
 LIST = """\
 jobs:
@@ -103,6 +104,11 @@ def test_every_combination_of_a_matrix_but_the_excluded(tmp_path):
         ("{scheme: fine", "{scheme: fien", ":7: matrix.exclude[0].scheme: unknown scheme 'fien'; did you mean 'fine'?"),
         ("name: fine", "name: int8", ":3: matrix.schemes[1]: is called 'int8' as matrix.schemes[0] is; give it"),
         ("dtype: float16", "layout: by_block", ":4: matrix.targets[1].layout: cannot stand beside matrix.layouts"),
+        (
+            "{scheme: fine",
+            "{layout: single_file}, {layout: chunked}, {scheme: fine",
+            ":7: matrix.exclude: excludes every",
+        ),
         ("models: [in/Wan2.1-I2V, ", "model: [in/Wan2.1-I2V, ", ":2: matrix.model: unknown key 'model'; did you mean"),
     ],
 )
@@ -159,3 +165,13 @@ def test_an_override_belongs_to_every_job(tmp_path):
     assert {job.recipe.performance.device for job in batch.jobs} == {"cpu"}
     (found,) = problems(path, overrides={"performance.device": "x"}, labels=labels)
     assert found.startswith("--device: performance.device: unknown device 'x'")
+
+
+def test_recipe_and_batch_are_told_apart(tmp_path):
+    recipe = "source: {path: in}\nquantization: {method: int8}\noutput: {path: out}\n"
+    assert problems(written(tmp_path, recipe)) == [
+        f"{tmp_path}/jobs.yaml: is a recipe, not a batch; convert it by itself, or list it under jobs"
+    ]
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(written(tmp_path, "jobs: [one.yaml]\n"))
+    assert refused.value.problems == (f"{tmp_path}/jobs.yaml: is a batch of recipes; run model-converter batch on it",)

@@ -235,7 +235,7 @@ def test_direction_in_other_spellings(spelling, capsys):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("-s a -o b --set target.layout=[", ["'['", "not valid YAML"]),
+        ("-s a -o b --set target.layout=[", ["--set: target.layout: '['", "not valid YAML"]),
         ("-s a -o b --set target.layuot=by_block", ["--set: target.layuot", "did you mean 'layout'"]),
         ("-s a -o b --linear_type int9 --quantized", ["--linear-type: quantization.method", "did you mean 'int8'"]),
         ("-s a -o b -c 4Gib3", ["--chunk-size: target.chunk_size", "4Gib3"]),

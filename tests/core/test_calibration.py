@@ -69,7 +69,10 @@ def test_what_is_gathered(model: nn.Module, tmp_path: Path, capsys: Any) -> None
     assert {tuple(row) for row in found["attn.q.tokens"].tolist()} <= known
     assert {key.rpartition(".")[0] for key in found} == {"attn.q", "attn.o", "head"}
     assert run(["inspect", str(file)]) == 0
-    assert "activation statistics of 3 inputs, which 1 more layers share; up to 64 tokens" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "activation statistics of 3 inputs, which 1 more layers share; up to 64 tokens" in told
+    assert f"--set source.calibration={file}" in told
+    assert "no adapter knows" not in told
 
 
 def test_an_interrupted_run_goes_on(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -285,7 +285,7 @@ def test_a_pipeline_names_the_folder_inside(tmp_path):
 
 def test_empty_and_missing(tmp_path):
     assert re.search(r"has no weights \(\.safetensors, .*\.pth, \.pt, \.bin, \.ckpt\)", refused(tmp_path))
-    assert "nowhere: cannot be opened: No such file or directory" in refused(tmp_path / "nowhere")
+    assert "nowhere: cannot be opened: No such file or directory; check the path" in refused(tmp_path / "nowhere")
     assert "cannot be opened: embedded null" in refused("a\0b")
     (tmp_path / "deeper").mkdir()
     save_file({"a": numbers(2)}, tmp_path / "deeper" / "m.safetensors")
@@ -436,3 +436,12 @@ def test_shards_of_torch_files_with_an_index(tmp_path):
     write_index(tmp_path, "diffusion_pytorch_model.bin.index.json", a="m-1.bin", b="m-2.bin")
     with open_checkpoint(tmp_path) as checkpoint:
         assert (checkpoint.format, list(checkpoint.tensors), checkpoint.indexed) == ("pytorch", ["a", "b"], True)
+
+
+def test_a_missing_shard_is_to_be_downloaded(tmp_path):
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "m-1.safetensors"}}))
+    said = refused(tmp_path)
+    assert said.endswith(
+        "m-1.safetensors: cannot be opened: No such file or directory; the index "
+        "m.safetensors.index.json lists it: download it"
+    )

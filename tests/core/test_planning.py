@@ -207,3 +207,12 @@ def test_prefix_and_pickle_make_no_difference(asked: Any, wan_source: Path, tmp_
     for other in written[1:]:
         assert other.keys() == written[0].keys()
         assert all(bytes(raw(other[key])) == bytes(raw(written[0][key])) for key in other)
+
+
+def test_a_lora_given_as_the_source(asked: Any, tmp_path: Path) -> None:
+    names = ("lora_down", "lora_up")
+    save_file(
+        {f"diffusion_model.blocks.0.ffn.0.{one}.weight": torch.ones(4, 4) for one in names}, tmp_path / "l.safetensors"
+    )
+    with pytest.raises(PlanError, match=r"l\.safetensors: is a LoRA, .*source\.loras \(--lora-path\)"):
+        make_plan(asked("int8", **{"source.path": str(tmp_path / "l.safetensors")}))

@@ -280,3 +280,11 @@ def test_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_storages_are_plugins() -> None:
     assert {"local", "hub", "object_store"} <= set(load_plugins().storages)
+
+
+@pytest.mark.parametrize("url", ["s3://models/wan", "https://host/wan.safetensors"])
+def test_a_missing_package_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(CheckpointError, match=r"needs the package obstore; install it with: pip install"):
+        open_checkpoint(url)

@@ -29,7 +29,8 @@ class Local(Storage):
         except (OSError, ValueError) as error:
             verb = "listed" if path.is_dir() else "opened"
             reason = getattr(error, "strerror", None) or str(error)
-            raise CheckpointError(f"{shown(url)}: cannot be {verb}: {reason}") from None
+            remedy = "; check the path" if isinstance(error, FileNotFoundError) else ""
+            raise CheckpointError(f"{shown(url)}: cannot be {verb}: {reason}{remedy}") from None
 
     def path(self, url: str, /) -> str:
         return unquote(urlsplit(url).path) if url.lower().startswith("file://") else url

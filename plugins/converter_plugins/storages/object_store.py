@@ -44,9 +44,9 @@ class ObjectStore(Storage):
                 f"{shown(url)}: a web server does not list its folders; give the URL of a file of weights, or of the "
                 "index of several"
             )
+        store, path = _store(url)
         import obstore
 
-        store, path = _store(url)
         if path:
             try:
                 obstore.head(store, path)
