@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .formats import UNQUANTIZED, QuantFormat
 from .values import TensorSpec, WeightInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 SMALL_TENSOR = 64 << 10
 """Bytes of the largest tensor that ``SourceTensors.read`` gives."""
@@ -36,6 +38,7 @@ class SourceTensors(Mapping[str, TensorSpec]):
         self.config: Mapping[str, Any] = config or {}
         self.stores: Mapping[str, Mapping[str, TensorSpec]] = stores or {}
         self._read = read
+        self._made: dict[Hashable, Any] = {}
 
     def __getitem__(self, key: str) -> TensorSpec:
         return self._tensors[key]
@@ -51,6 +54,13 @@ class SourceTensors(Mapping[str, TensorSpec]):
         if self._read is None or self._tensors[key].nbytes > SMALL_TENSOR:
             raise ValueError(f"{key} cannot be read here: only tensors up to {SMALL_TENSOR} bytes, and only from files")
         return self._read(key)
+
+    def remembered(self, what: Hashable, make: Callable[[], T]) -> T:
+        """What is made of these tensors once, and asked for again and again."""
+        if what not in self._made:
+            self._made[what] = make()
+        made: T = self._made[what]
+        return made
 
     def without(self, keys: Collection[str]) -> SourceTensors:
         """The same checkpoint but for some tensors, e.g. those of other models."""

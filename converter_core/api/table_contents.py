@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 from .tables import COMPONENTS, Known, Row, Size, Table, has, length, split
 from .values import FLOATING, TensorSpec
@@ -25,29 +26,62 @@ class TableContents:
     """
 
     def __init__(self, table: Table, tensors: Mapping[str, TensorSpec], ignored: tuple[str, ...] = ()) -> None:
-        parsed = {key: table.parse(key) for key in tensors}
         self.table = table
         self.tensors = tensors
-        self.known: dict[str, Known] = {key: known for key, known in parsed.items() if known is not None}
-        self.prefix = _most(known.prefix for known in self.known.values()) or ""
-        self.foreign = [
-            key
-            for key, known in parsed.items()
-            if known is None and (not key.startswith(self.prefix) or key.startswith((*COMPONENTS, *ignored)))
-        ]
+        self.ignored = ignored
+        self.known: dict[str, Known] = {}
+        self._unknown: list[str] = []
+        for key in tensors:
+            known = table.parse(key)
+            if known is None:
+                self._unknown.append(key)
+            else:
+                self.known[key] = known
+
+    @cached_property
+    def prefix(self) -> str:
+        return _most(known.prefix for known in self.known.values()) or ""
+
+    @cached_property
+    def foreign(self) -> list[str]:
+        others = (*COMPONENTS, *self.ignored)
+        return [key for key in self._unknown if not key.startswith(self.prefix) or key.startswith(others)]
+
+    @cached_property
+    def extra(self) -> list[str]:
         others = set(self.foreign)
-        beyond = [key for key, known in parsed.items() if known is None and key not in others]
-        self.extra = [key for key in beyond if not table.is_companion(key)]
-        self.keys: dict[str, list[str]] = defaultdict(list)
-        for key, found in parsed.items():
-            if key not in others:
-                self.keys[found.name if found else table.bare(key)].append(key)
-        self.dims = _vote(self.known, tensors)
-        self.stacks = {stack: _numbers(self.known.values(), stack) for stack in table.stacks}
+        return [key for key in self._unknown if key not in others and not self.table.is_companion(key)]
+
+    @cached_property
+    def keys(self) -> Mapping[str, Sequence[str]]:
+        """Name -> the keys that mean it."""
+        others = set(self.foreign)
+        found: dict[str, list[str]] = defaultdict(list)
+        for key in self.tensors:
+            if key in self.known:
+                found[self.known[key].name].append(key)
+            elif key not in others:
+                found[self.table.bare(key)].append(key)
+        return found
+
+    @cached_property
+    def dims(self) -> Mapping[str, int]:
+        return _vote(self.known, self.tensors)
+
+    @cached_property
+    def stacks(self) -> Mapping[str, Sequence[int]]:
+        return {stack: _numbers(self.known.values(), stack) for stack in self.table.stacks}
+
+    @cached_property
+    def branches(self) -> frozenset[str]:
         named = {known.row.branch for known in self.known.values()} - {""}
-        self.branches = frozenset({*named, *(table.implied[branch] for branch in named if branch in table.implied)})
+        implied = self.table.implied
+        return frozenset({*named, *(implied[branch] for branch in named if branch in implied)})
+
+    @cached_property
+    def key_format(self) -> str:
         spellings = (known.key_format for known in self.known.values() if known.key_format)
-        self.key_format = _most(spellings) or table.key_formats[0]
+        return _most(spellings) or self.table.key_formats[0]
 
     def layers(self, stack: str) -> int:
         return self.stacks[stack][-1] + 1 if self.stacks[stack] else 0

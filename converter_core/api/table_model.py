@@ -47,7 +47,10 @@ class TableModel(ModelAdapter):
         return self.table.key_formats
 
     def contents(self, tensors: Mapping[str, TensorSpec]) -> TableContents:
-        return TableContents(self.table, tensors, self.ignored)
+        def make() -> TableContents:
+            return TableContents(self.table, tensors, self.ignored)
+
+        return tensors.remembered((self.table, self.ignored), make) if isinstance(tensors, SourceTensors) else make()
 
     def owns_key(self, key: str) -> bool:
         known = self.table.parse(key)

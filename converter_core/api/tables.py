@@ -166,6 +166,11 @@ class Table:
             {row.spelt(number): row for row in self.rows if row.only in ("", key_format)}
             for number, key_format in enumerate(key_formats)
         ]
+        self._named = {name: row for rows in reversed(self._by_name) for name, row in rows.items()}
+        self._formats = {
+            name: "" if not row.only and set(row.names) == {name} else self._format_of(name)
+            for name, row in self._named.items()
+        }
         heads = {name.partition("{}")[0] for row in self.rows for name in row.names if "{}" in name}
         ordered = "|".join(map(re.escape, sorted(heads, key=len, reverse=True)))
         self._numbered = re.compile(f"({ordered})(0|[1-9][0-9]{{0,5}})\\.") if heads else None
@@ -173,14 +178,19 @@ class Table:
 
     def parse(self, key: str) -> Known | None:
         """None for a key that is not in the table."""
-        for prefix in dict.fromkeys(("", self.prefix_of(key))):
+        prefix = ""
+        template, block = self._template(key)
+        if template not in self._named:
+            prefix = self.prefix_of(key)
             template, block = self._template(key[len(prefix) :])
-            for key_format, rows in zip(self.key_formats, self._by_name, strict=True):
-                row = rows.get(template)
-                if row is not None:
-                    same = not row.only and all(name == template for name in row.names)
-                    return Known(row, block, "" if same else key_format, prefix)
-        return None
+        row = self._named.get(template)
+        return None if row is None else Known(row, block, self._formats[template], prefix)
+
+    def _format_of(self, name: str) -> str:
+        """The first key format with such a name."""
+        return next(
+            key_format for key_format, rows in zip(self.key_formats, self._by_name, strict=True) if name in rows
+        )
 
     def prefix_of(self, key: str) -> str:
         match = self._prefix.match(key)
@@ -208,7 +218,7 @@ class Table:
         if key_format not in self.key_formats:
             raise PluginError(unknown("key format", key_format, self.key_formats))
         template, block = self._template(name)
-        row = next((rows[template] for rows in self._by_name if template in rows), None)
+        row = self._named.get(template)
         if row is not None and row.only not in ("", key_format):
             raise PluginError(
                 f"{name} is of the {row.only} key format and has no name in {key_format}; "

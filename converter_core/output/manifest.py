@@ -79,7 +79,7 @@ def _parse(data: bytes) -> dict[str, Any]:
         raise _NoManifest(f"manifest version {content.get('version')}; this tool reads {VERSION}")
     if not _is_as_written(content, data):
         raise _NoManifest("its own checksum does not fit; it was changed after it was written")
-    files = content.get("files", {})
+    files = content.get("files")
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
         raise _NoManifest("is not laid out as a manifest of this tool: files is not a mapping of mappings")
     outside = [name for name in files if not is_inside(name)]

@@ -125,9 +125,10 @@ class Slicer:
 
 
 def rows_at_a_time(spec: TensorSpec, tile: int) -> int:
-    columns = spec.numel // max(spec.shape[0], 1)
+    rows = spec.shape[0] if spec.shape else 1
+    columns = spec.numel // max(rows, 1)
     if not columns:  # rows without elements cost nothing, however many they are
-        return max(1, -(-spec.shape[0] // tile)) * tile
+        return max(1, -(-rows // tile)) * tile
     return max(1, SLAB_ELEMENTS // max(columns, 1) // tile) * tile
 
 

@@ -48,7 +48,13 @@ def large(jobs: Iterable[Job], resources: Resources) -> Iterable[str]:
     """Weights that no cutting brings under the memory budget."""
     memory = resources.max_memory
     slab_bytes = resources.backend.slab_bytes(resources.devices[0]) if resources.devices else 0
-    sizes = {job.info.name: cut(job, slab_bytes, resources.share).nbytes for job in jobs}
+    known: dict[object, int] = {}  # weights of the same shape are many, and cut in the same way
+    sizes = {}
+    for job in jobs:
+        case = _cut_like(job)
+        if case not in known:
+            known[case] = cut(job, slab_bytes, resources.share).nbytes
+        sizes[job.info.name] = known[case]
     names = [name for name, nbytes in sizes.items() if nbytes > memory]
     if names:
         most = max(sizes[name] for name in names)
@@ -56,6 +62,14 @@ def large(jobs: Iterable[Job], resources: Resources) -> Iterable[str]:
             f"{len(names)} weights take more than max_memory ({format_bytes(memory)}) at a time and run alone, up "
             f"to {format_bytes(most)}, e.g. {names[0]}"
         )
+
+
+def _cut_like(job: Job) -> object:
+    """The same for jobs that are cut in the same way; with LoRAs and inputs each is its own."""
+    if job.terms or any(export.inputs or export.bias_terms for export in job.exports):
+        return job.info.name
+    sources = tuple((bound.spec, bound.row_block) for several in job.sources.values() for bound in several)
+    return job.spec, sources, tuple((export.quantizer.row_block, id(export.schema)) for export in job.exports)
 
 
 def of_target(target: Target, weights: Iterable[PlannedWeight]) -> Iterable[str]:

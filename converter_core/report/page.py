@@ -58,7 +58,7 @@ def write_html(report: Verification, path: str | os.PathLike[str], *, compare: V
     check_page(path)
     page = _page([report, compare] if compare else [report], plotly)
     try:
-        Path(path).write_text(page, encoding="utf-8")
+        Path(path).write_text(page, encoding="utf-8", errors="backslashreplace")  # paths need not be Unicode
     except OSError as error:
         raise ConverterError(f"{shown(path)}: cannot be written ({error.strerror})") from None
 

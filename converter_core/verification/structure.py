@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import stat
+import tempfile
 import zlib
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..api.containers import Container
@@ -110,12 +112,27 @@ def _compare_with_reference(output: Output, file: OutputFile, specs: Mapping[str
     """As the format's own library sees the file, where it is at hand."""
     path = file.source.path
     try:
-        found = file.container.reference(path) if path is not None else None
+        with _in_unicode(path) as readable:
+            found = file.container.reference(readable) if readable is not None else None
     except CheckpointError as error:
         for problem in error.problems:
             output.problem(file.name, problem.removeprefix(f"{shown(path)}: "))
         return
     _compare_specs(output, file.name, file.tensors if found is None else found, specs)
+
+
+@contextmanager
+def _in_unicode(path: str | None) -> Iterator[str | None]:
+    """A name of a file that every library takes: a path may have bytes that are no UTF-8. None: there is none."""
+    try:
+        (path or "").encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder, f"file{Path(path or '').suffix}")
+            link.symlink_to(Path(path or "").resolve())
+            yield str(link)
+    else:
+        yield path
 
 
 def _compare_specs(output: Output, name: str, found: Mapping[str, TensorSpec], specs: Mapping[str, TensorSpec]) -> None:

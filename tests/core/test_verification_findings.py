@@ -11,11 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from converter_core.api import Quantizer, TensorRef, TensorSpec, WeightContext
 from converter_core.engine.convert import convert
-from converter_core.errors import ConverterError, listed, printable
+from converter_core.errors import CheckpointError, ConverterError, listed, printable
 from converter_core.output.manifest import dump, load_manifest
+from converter_core.planning.decode import Slicer, Slices
+from converter_core.storage.location import locate
+from converter_core.verification.expected import manifests_beside
 from converter_core.verification.result import Copied, Problem, Verification
 from converter_core.verification.verify import verify
+from converter_plugins.targets.plain import Plain
 
 MANIFEST = "wan.manifest.json"
 
@@ -180,3 +185,102 @@ def test_status_of_a_report() -> None:
     assert Verification("out", "m", "s", problems=(Problem("f", "", "r"),)).status == "failed"
     values = Verification("out", copied=Copied(count=3, added=2)).as_dict()
     assert json.loads(json.dumps(values))["copied"]["added"] == 2
+
+
+def test_nothing_has_no_bytes() -> None:
+    nothing = Verification("out")
+    assert (nothing.bytes_before, nothing.bytes_after) == (0, 0)
+    assert not nothing.copied.compared
+
+
+def test_a_file_of_another_size_is_one_problem_and_not_opened(output: Any, registry: Any) -> None:
+    file = output / "wan.safetensors"
+    size = file.stat().st_size
+    with file.open("ab") as appended:
+        appended.write(b"x")
+    found = [problem for problem in verify(output, registry=registry).problems if problem.file == file.name]
+    assert [problem.reason for problem in found] == [f"has {size + 1} bytes, the manifest says {size}"]
+
+
+def test_a_place_that_cannot_be_listed_has_no_manifests_beside() -> None:
+    class Silent:
+        def entries(self) -> None:
+            raise CheckpointError("a web server does not list its folders")
+
+    assert manifests_beside(Silent()) == []  # type: ignore[arg-type]
+
+
+def test_manifests_beside(output: Any, registry: Any) -> None:
+    (found,) = manifests_beside(locate(output, registry.storages))
+    assert found.name == MANIFEST
+
+
+def test_a_manifest_that_takes_a_part_for_the_weight(output: Any, registry: Any) -> None:
+    """As older ones of transcoded outputs do."""
+
+    def confuse(content: Any) -> None:
+        for entry in content["weights"].values():
+            if entry["format"] == "int8":
+                scale = content["tensors"][entry["parts"]["scale"]]
+                entry["source"] = {"dtype": scale["dtype"], "shape": scale["shape"]}
+
+    rewrite(output, confuse)
+    report = verify(output, registry=registry)
+    assert report.problems == ()
+    assert {weight.shape for weight in report.weights} > {(256, 256)}
+
+
+class NeedsInput(Quantizer):
+    """Quantizes with something that only the checkpoint can give."""
+
+    name = "needs_input"
+    row_block = 4
+
+    def inputs(self, context: WeightContext, stores: Any, /) -> dict[str, TensorRef]:
+        return {"given": TensorRef("given")}
+
+    def quantize(self, weight: torch.Tensor, *, given: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {"weight": weight * given}
+
+    def dequantize(self, parts: Any, /) -> torch.Tensor:
+        return parts["weight"]  # type: ignore[no-any-return]
+
+
+class Whole(NeedsInput):
+    row_block = None
+
+
+def spec(*shape: int) -> TensorSpec:
+    return TensorSpec("F32", shape)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "weight", "parts", "expected"),
+    [
+        # what has as many rows as the weight is cut with it, and nothing else is
+        (NeedsInput, (6, 8), {"weight": (6, 8), "scale": (6, 1), "row": (1, 6), "one": ()}, (4, {"weight", "scale"})),
+        (NeedsInput, (6, 8), {"row": (1, 6), "one": ()}, (6, set())),
+        (Whole, (6, 8), {"weight": (6, 8), "one": ()}, (6, set())),
+        (NeedsInput, (1, 8), {"weight": (1, 8), "one": ()}, (4, {"weight"})),
+        (NeedsInput, (), {"weight": (2, 1), "one": ()}, (1, set())),
+        (NeedsInput, (), {"weight": (1, 1)}, (4, {"weight"})),
+    ],
+)
+def test_parts_of_a_quantizer_that_needs_inputs_are_cut_by_their_rows(
+    quantizer: Any, weight: Any, parts: Any, expected: Any
+) -> None:
+    tile, cut = expected
+    found = Slicer(Plain()).slices(quantizer(), spec(*weight), {role: spec(*shape) for role, shape in parts.items()})
+    assert found.shape == weight
+    assert found.tile == tile
+    assert found.heights == {role: tile if role in cut else 0 for role in parts}
+    assert found.step % tile == 0
+    assert found.step >= tile
+    if not cut:
+        assert found.step == tile
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((6, 8), 6), ((0, 8), 1), ((), 1)])
+def test_parts_of_a_weight_that_nobody_knows_are_read_whole(shape: Any, rows: int) -> None:
+    found = Slicer(Plain()).slices(NeedsInput(), None, {"weight": spec(*shape)})
+    assert found == Slices(shape, rows, rows, {"weight": 0})

@@ -26,7 +26,12 @@ with atheris.instrument_imports(include=["converter_core", "converter_plugins", 
     from converter_core.folder import Folder
     from converter_core.output import journal as journals
     from converter_core.output import manifest as manifests
+    from converter_core.output.fingerprint import Fingerprint
+    from converter_core.output.finished import meet
     from converter_core.output.journal import Begun, Journal
+    from converter_core.output.place import LocalPlace
+    from converter_core.plugins.registry import load_plugins
+    from converter_core.storage.location import locate
     from converter_core.trusted import is_inside
     from converter_core.verification.expected import files_listed, read_manifest
     from converter_plugins.containers.torch_zip import TorchZip
@@ -35,6 +40,8 @@ with atheris.instrument_imports(include=["converter_core", "converter_plugins", 
 import torch
 
 warnings.simplefilter("ignore")
+MARK = Fingerprint("a", {}, {"model.safetensors": (1, 2, 3)})
+STORAGES = load_plugins().storages
 SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz_folders."))
 
 
@@ -47,6 +54,9 @@ def journal(data: bytes) -> None:
             return
         assert all(map(is_inside, begun.replaces | begun.orphans | begun.publishes))
         assert all(type(crc) is int for sums in begun.done.values() for crc in sums.values())
+        assert begun.done.keys() == begun.sources.keys()
+        assert all(isinstance(sums, str) for sums in begun.sources.values())
+        MARK.moved(begun.identity)
         again = SCRATCH / "again"
         again.mkdir(exist_ok=True)
         with Folder.open(again) as other:
@@ -60,7 +70,7 @@ def manifest(data: bytes) -> None:
     """Data as the file; and, where it is JSON, as the content of one whose own checksum fits."""
     path = SCRATCH / f"x{manifests.SUFFIX}"
     path.write_bytes(data)
-    for name in files_listed(path) or ():
+    for name in files_listed(locate(path, STORAGES)) or ():
         assert isinstance(name, str)
     _read(path)
     try:
@@ -73,12 +83,15 @@ def manifest(data: bytes) -> None:
 
 def _read(path: Path) -> None:
     try:
-        expected = read_manifest(path)
+        expected = read_manifest(locate(path, STORAGES))
     except CheckpointError:
         return
     assert all(map(is_inside, expected.files))
     with Folder.open(path.parent) as folder:
-        manifests.manifests_in(folder)
+        place = LocalPlace(folder)
+        for name, content in manifests.manifests_in(place).read.items():
+            found = meet(place, name, content, {}, {*content.get("files", ()), name}, MARK)
+            assert isinstance(found, str) or all(map(is_inside, found.damaged))
 
 
 class File:
@@ -126,18 +139,21 @@ def _saved(content: object) -> bytes:
     return file.getvalue()
 
 
-LINES = b'\n{"fingerprint":"a","made_of":{"x":1},"replaces":["a","b/c"]}\n\n{"weight":"w","crc32":{"w.weight":1}}\n'
+LINES = b'\n{"fingerprint":"a","made_of":{"x":1},"replaces":["a","b/c"]}\n'
+LINES += b'\n{"weight":"w","crc32":{"w.weight":1},"source":"0f"}\n'
+COMPARED = LINES + b'\n{"identity":{"model.safetensors":[1,2,3]},"stale":["w"]}\n'
 LISTED = {
     "target": "plain",
     "model": {"adapter": "wan_dit", "variant": "x"},
     "files": {"a.safetensors": {"size": 9, "header_crc32": "00"}, "b.json": {"size": 1, "crc32": "00"}},
     "weights": {"w": {"format": "int8", "source": {"dtype": "F32", "shape": [2]}, "parts": {"weight": "w.weight"}}},
     "formats": {},
+    "source": {"files": {"model.safetensors": [9, 1, "00"]}, "checksums": {"w": "0f"}},
     "tensors": {"w.weight": {"file": "a.safetensors", "dtype": "I8", "shape": [2], "crc32": "00000000"}},
 }
 WHOLE = torch.arange(12.0).reshape(3, 4)
 TARGETS = {
-    "journal": (journal, [LINES, LINES + b'\n{"publishes":["a"],"replaces":["x"]}\n', b'{"fingerprint":1}']),
+    "journal": (journal, [LINES, COMPARED, LINES + b'\n{"publishes":["a"],"replaces":["x"]}\n', b'{"fingerprint":1}']),
     "manifest": (manifest, [json.dumps(LISTED).encode(), manifests.dump(LISTED)]),
     "torch": (
         torch_zip,

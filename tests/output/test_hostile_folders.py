@@ -80,7 +80,8 @@ manifests = st.fixed_dictionaries(
         "kind": st.just("manifest"),
         "fingerprint": fingerprints,
         "place": st.sampled_from(["tiny.manifest.json", "other.manifest.json"]),
-        "files": names | odd,
+        "files": names | odd | st.just("LEFT OUT"),
+        "source": st.sampled_from([None, {"files": {}, "checksums": {}}, {"files": {"model.safetensors": []}}]),
     }
 )
 things = st.fixed_dictionaries(
@@ -136,8 +137,10 @@ class World:
         files = thing["files"]
         if isinstance(files, list):
             files = {name: {"size": 3, "crc32": "00000000"} for name in files if isinstance(name, str)}
-        content = dump({"fingerprint": thing["fingerprint"], "files": files, "tensors": {}, "weights": {}})
-        _write(self.out / thing["place"], content)
+        content = {"fingerprint": thing["fingerprint"], "tensors": {}, "weights": {}, "source": thing.get("source")}
+        if files != "LEFT OUT":
+            content["files"] = files
+        _write(self.out / thing["place"], dump(content))
 
     def _thing(self, thing: dict[str, Any]) -> None:
         place = self.out / thing["place"]

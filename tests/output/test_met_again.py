@@ -124,6 +124,7 @@ def test_a_finished_output_is_not_read_again(
     [
         ({"files": {}}, "lists other files than this conversion makes"),
         ({"tensors": {}}, "lists other tensors than this conversion makes"),
+        ({"files": None}, "files is not a mapping of mappings"),
         (None, "its own checksum does not fit"),
     ],
 )
@@ -134,7 +135,7 @@ def test_a_manifest_that_lies_is_not_believed(
     if change is None:
         manifest.write_bytes(manifest.read_bytes().replace(b'"adapter": "tiny"', b'"adapter": "ytin"'))
     else:
-        content = load_manifest(manifest) | change
+        content = {key: value for key, value in (load_manifest(manifest) | change).items() if value is not None}
         manifest.write_bytes(dump({key: content[key] for key in content if key not in ("kind", "version", "crc32")}))
     before = contents(out)
     for overwrite in (False, True):
