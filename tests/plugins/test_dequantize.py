@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,17 @@ def test_a_format_that_no_quantizer_decodes_is_refused(source: Path, tmp_path: P
     recipe["source"]["dequantize"] = True
     with pytest.raises(ConverterError, match=r"10 weights cannot be dequantized, e\.g\..*no installed quantizer reads"):
         converter_core.make_plan(recipe)
+
+
+@pytest.mark.parametrize(("method", "target"), [("nvfp4", "plain"), ("fp8", "comfyui"), ("q4_k", "gguf")])
+def test_a_source_at_another_time_is_compared_as_it_is_decoded(
+    source: Path, tmp_path: Path, method: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = quantized(source, tmp_path / "first", method, target)
+    recipe = asked(first, tmp_path / "out", "int8", max_memory="8MiB")
+    recipe["source"]["dequantize"] = True
+    converter_core.convert(recipe)
+    for path in first.glob("x.*"):
+        os.utime(path, ns=(1, 2))
+    monkeypatch.setattr("converter_core.engine.source_sums.PIECE", 5000)
+    assert converter_core.convert(recipe).status == "already done"
