@@ -16,7 +16,7 @@ from torch import Tensor
 
 import converter_core
 from converter_core import Extras, ModelFacts, Parts, PlanError, PlannedWeight, Quantizer, TensorSpec, WeightContext
-from converter_core.engine import slabs
+from converter_core.engine import making, rows
 from converter_core.engine.source_sums import SourceSums
 from converter_core.native import checksum
 from converter_core.native.checksum import Checksum
@@ -150,14 +150,15 @@ def test_values_are_looked_at_once(
     if compiled and checksum._library is None:
         pytest.skip("the kernels are not compiled")
     seen: list[str] = []
-    real = slabs.check_finite
+    real = rows.check_finite
 
     def check(tensor: Tensor, name: str, row: int, what: str = "") -> None:
         seen.extend([name] if name.startswith("model.safetensors") else [])
         real(tensor, name, row, what)
 
     monkeypatch.setattr("converter_plugins.devices.cpu.Cpu.slab_bytes", lambda self, device: slab)
-    monkeypatch.setattr(slabs, "check_finite", check)
+    for module in (rows, making):
+        monkeypatch.setattr(module, "check_finite", check)
     if not compiled:
         monkeypatch.setattr(checksum, "_library", None)
     converter_core.convert(recipe("int8", "plain"), registry=load())
