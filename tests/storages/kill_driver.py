@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from converter_core.engine.convert import convert
 from converter_core.plugins.registry import Registry, load_plugins
+from converter_plugins.storages import _s3_writer
 from converter_plugins.storages._s3_writer import S3Writer
 from tests.interfaces.conftest import Plugins, Tiny
 
@@ -49,6 +50,7 @@ def at_random(recipe: Mapping[str, Any], registry: Registry, seed: int, kills: i
 
 
 def _seen(url: str) -> dict[str, Any]:
+    _s3_writer._clients.clear()
     writer = S3Writer()
     names = [file.name for file in writer.listing(url)]
     return {"names": names, "uploads": len(writer.uploads(url))}
@@ -58,6 +60,7 @@ def _killed(recipe: Mapping[str, Any], registry: Registry, point: list[Any] | No
     pid = os.fork()
     if not pid:
         try:
+            _s3_writer._clients.clear()  # a connection must not be used by two processes
             if point:
                 _arm(*point)
             result = convert(recipe, registry=registry)
